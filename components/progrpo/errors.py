@@ -1,0 +1,44 @@
+"""Every error a user can cause or must act on.
+
+Each error is also the stdlib type a caller would expect, survives pickling (worker processes hand them back), and its
+message says what was given, what is allowed and what to do. The command line turns any :class:`ProGRPOError` into one
+message and exit code 2; anything else is our bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class ProGRPOError(Exception):
+    """Base of all errors with a message meant for the user."""
+
+
+class ConfigError(ProGRPOError, ValueError):
+    """A configuration key or value that is unknown, missing or not allowed."""
+
+
+class DataError(ProGRPOError, ValueError):
+    """A dataset file, row or column that cannot be used."""
+
+
+class CheckpointError(ProGRPOError, ValueError):
+    """A checkpoint that is incomplete, unsafe or does not fit its use."""
+
+
+class ManifestError(ProGRPOError, ValueError):
+    """A directory without a valid manifest, or whose files differ from it."""
+
+
+class StorageError(ProGRPOError, OSError):
+    """A location that cannot be read or written."""
+
+
+class TrainingError(ProGRPOError, RuntimeError):
+    """Training that cannot go on: non-finite loss, a failing reward, no memory."""
+
+
+class ComparisonError(ProGRPOError, ValueError):
+    """Evaluations that may not be compared with each other."""
+
+
+class PipelineError(ProGRPOError, RuntimeError):
+    """A pipeline whose task failed; the message carries the task's own error."""

@@ -1,0 +1,102 @@
+"""Names of every metric, with unit and estimator, and where metrics go.
+
+One name per quantity in ``metrics.jsonl``, ``evaluation.json``, MLflow and the docs. MLflow refuses ``@`` in a name,
+hence ``eval/pass_at_8``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+TRAIN_METRICS: dict[str, str] = {
+    "train/reward": "mean reward of the step's rollouts",
+    "train/reward_std": "standard deviation of the rewards of the step's rollouts",
+    "train/entropy": "mean full-softmax token entropy at the rollout temperature, nats, over completion tokens",
+    "train/loss": "policy loss",
+    "train/grad_norm": "L2 norm of the gradient before clipping",
+    "train/learning_rate": "learning rate of the step",
+    "train/completion_tokens": "mean completion length, tokens, EOS included",
+    "train/truncated_frac": "fraction of completions cut off at the length limit",
+    "train/zero_std_frac": "fraction of rollouts in groups whose rewards are all equal",
+    "train/step_s": "wall time of the step, seconds, rollouts included",
+    "train/arm/prompt_confidence": "mean c(q) over the step's rollouts",
+    "train/arm/answer_confidence": "mean c(o|q) over the step's rollouts",
+    "train/arm/advantage_shift": "mean of A' - A over the step's rollouts: what ARM un-centres",
+    "train/arm/gated_frac": "fraction of rollouts whose group has a correct completion, so that ARM applies",
+}
+
+EVAL_METRICS: dict[str, str] = {
+    "eval/pass_at_{k}": "mean over problems of 1 - C(n-c,k)/C(n,k), c correct of n completions",
+    "eval/entropy": "mean full-softmax token entropy at temperature 1, nats, over completion tokens",
+    "eval/sampled_nll": "minus the mean log-probability of the sampled tokens at temperature 1, nats",
+    "eval/distinct_correct": "mean over problems of the number of distinct correct answers after normalisation",
+    "eval/completion_tokens": "mean completion length, tokens, EOS included",
+    "eval/truncated_frac": "fraction of completions cut off at the length limit",
+}
+
+
+def pass_at(k: int) -> str:
+    """Return the metric key of Pass@k, legal in MLflow: ``eval/pass_at_8``."""
+    return f"eval/pass_at_{k}"
+
+
+class MetricSink(Protocol):
+    """Where a step sends its numbers. Implementations must not raise: metrics never fail training."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take the metrics of one step."""
+
+    def close(self) -> None:
+        """Flush what is buffered."""
+
+
+class JsonlSink:
+    """Append one JSON object a step to a file; flushed each time, so a killed run keeps what it reported."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write ``{"step": step, **metrics}`` as one line."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_jsonl(path: Path) -> list[dict[str, float]]:
+    """Read a file written by :class:`JsonlSink`; a last line cut off by a kill is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Progress:
+    """Report how far a step is to whoever watches: one JSON line an update in ``path``, or nowhere.
+
+    ``progrpo run`` reads these files to draw its display; a step in a pod reports through its log instead.
+    """
+
+    def __init__(self, path: Path | None = None, **labels: str | int | None) -> None:
+        self._path, self._labels, self._started = path, labels, time.monotonic()
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+    def update(self, done: int, total: int, **numbers: float) -> None:
+        """Say that ``done`` of ``total`` units are finished; ``numbers`` are shown beside the bar."""
+        if self._path is None:
+            return
+        line = {**self._labels, "done": done, "total": total, "elapsed_s": time.monotonic() - self._started, **numbers}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,1 @@
+"""The pipelines, their presets and the ``progrpo`` command: wiring only."""
