@@ -1,0 +1,1 @@
+"""Measure a checkpoint on held-out problems: Pass@k, entropy, variety, each with an interval."""
