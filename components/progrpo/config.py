@@ -135,7 +135,7 @@ class TrainConfig(Config):
     temperature: float = Field(1.0, gt=0, le=10, description="of the rollouts, and of every log-probability")
     loss: LossConfig = LossConfig()
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the arithmetic; weights stay float32")
     gradient_checkpointing: bool = False
     num_threads: int = Field(1, ge=1, description="CPU threads; two one-thread workers beat one with two")
     log_rollouts_every: int = Field(10, ge=0, description="keep the rollouts of every n-th step; 0: none")
@@ -260,6 +260,10 @@ PIPELINES: dict[str, type[EvaluatePipeline]] = {
 Model = TypeVar("Model", bound=Config)
 
 
+_UNION_TAGS = ("countdown", "file", "grpo", "progrpo")
+"""pydantic puts the tag of a union into the path of an error; the user never wrote it there."""
+
+
 def parse(model: type[Model], values: Mapping[str, Any], *, source: str) -> Model:
     """Check ``values`` against ``model``.
 
@@ -276,12 +280,16 @@ def parse(model: type[Model], values: Mapping[str, Any], *, source: str) -> Mode
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        lines = [_explain(model, item) for item in error.errors()]
+        # A tuple whose item failed also counts as too short: say only what the user got wrong.
+        errors = [item for item in error.errors() if item["type"] != "too_short" or not item["input"]]
+        lines = [_explain(model, item) for item in errors]
         raise ConfigError(f"{source}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])) from None
 
 
 def _explain(model: type[BaseModel], item: Mapping[str, Any]) -> str:
-    path = [part for part in item["loc"] if not (isinstance(part, str) and part in ("countdown", "file", "grpo", "progrpo"))]
+    path = [
+        part for part in item["loc"] if not (isinstance(part, str) and part in ("countdown", "file", "grpo", "progrpo"))
+    ]
     key = ".".join(map(str, path)) or "(the whole)"
     if item["type"] == "extra_forbidden":
         allowed = sorted(_fields_at(model, list(item["loc"][:-1])))

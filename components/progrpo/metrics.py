@@ -22,6 +22,7 @@ TRAIN_METRICS: dict[str, str] = {
     "train/completion_tokens": "mean completion length, tokens, EOS included",
     "train/truncated_frac": "fraction of completions cut off at the length limit",
     "train/zero_std_frac": "fraction of rollouts in groups whose rewards are all equal",
+    "train/kl": "mean KL estimate (k3) to the start checkpoint, nats a token; only with kl_beta > 0",
     "train/step_s": "wall time of the step, seconds, rollouts included",
     "train/arm/prompt_confidence": "mean c(q) over the step's rollouts",
     "train/arm/answer_confidence": "mean c(o|q) over the step's rollouts",

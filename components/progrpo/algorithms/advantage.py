@@ -32,8 +32,8 @@ def group_relative_advantage(rewards_PG: Tensor, *, normalize_std: bool = True) 
     centred_PG = rewards_PG - rewards_PG.nanmean(dim=1, keepdim=True)
     if normalize_std:
         num_scored_P1 = scored_PG.sum(dim=1, keepdim=True)
-        # Two passes, as TRL's nanstd: the sum of squares of a group with equal rewards is then exactly 0.
-        squares_P1 = centred_PG.nan_to_num(nan=0.0).square().sum(dim=1, keepdim=True)
-        std_P1 = (squares_P1 / (num_scored_P1 - 1).clamp(min=1)).sqrt()
+        # TRL's order of operations (nanstd), so that grpo is stock TRL bit for bit.
+        variance_P1 = centred_PG.square().nanmean(dim=1, keepdim=True)
+        std_P1 = (variance_P1 * (num_scored_P1 / (num_scored_P1 - 1).clamp(min=1))).sqrt()
         centred_PG = centred_PG / (std_P1 + STD_EPSILON)
     return torch.where(scored_PG, centred_PG, torch.zeros_like(centred_PG))

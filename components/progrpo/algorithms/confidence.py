@@ -114,7 +114,7 @@ def group_mean_confidence(answer_confidence_B: Tensor, group_B: Tensor) -> Tenso
     Returns:
         [B] float32, the same value for all rows of a group.
     """
-    _, index_B = group_B.unique(return_inverse=True)
+    _, index_B = torch.unique(group_B, return_inverse=True)
     num_groups = int(index_B.max()) + 1 if index_B.numel() else 0
     totals = torch.zeros(num_groups, dtype=torch.float32, device=group_B.device)
     totals = totals.index_add(0, index_B, answer_confidence_B.float())

@@ -1,0 +1,1 @@
+"""Training: :func:`progrpo.training.train.train` on TRL's engine, behind the seam of ``trainer.py``."""
