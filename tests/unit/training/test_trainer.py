@@ -1,0 +1,172 @@
+"""The seam on a real model: alpha = 0 is grpo, grpo is stock TRL, ARM costs no pass and reads the right numbers."""
+
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOTrainer
+
+from progrpo.algorithms import answer_confidence
+from progrpo.config import GRPO, Arm, LossConfig, ProGRPO, TrainConfig
+from progrpo.data.dataset import load_problems
+from progrpo.training.train import build_trainer, correctness
+
+SETTINGS = {
+    "steps": 5,
+    "prompts_per_step": 4,
+    "group_size": 8,
+    "learning_rate": 1e-3,
+    "max_completion_tokens": 9,
+    "device": "cpu",
+}
+
+
+@pytest.fixture
+def make_trainer(embedded_checkpoint, tiny_dataset, tmp_path):
+    def make(algorithm, seed=0, **settings):
+        tokenizer = AutoTokenizer.from_pretrained(embedded_checkpoint, padding_side="left")
+        model = AutoModelForCausalLM.from_pretrained(embedded_checkpoint, dtype=torch.float32)
+        config = TrainConfig(**(SETTINGS | settings))
+        problems = load_problems(tiny_dataset, "train")
+        return build_trainer(Arm(name="arm", algorithm=algorithm), seed, config, model, tokenizer, problems, tmp_path)
+
+    return make
+
+
+def weights(trainer):
+    return {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+
+
+def losses(trainer):
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("prompt", ["inverse_perplexity", "low_prob", "group_mean", "none"])
+def test_alpha_zero_trains_bit_identically_to_grpo(make_trainer, prompt):
+    grpo, progrpo = make_trainer(GRPO()), make_trainer(ProGRPO(alpha=0.0, prompt_confidence=prompt))
+    grpo.train()
+    progrpo.train()
+    assert losses(grpo) == losses(progrpo)
+    assert_same(weights(grpo), weights(progrpo))
+
+
+def test_alpha_zero_is_grpo_with_micro_batches_too(make_trainer):
+    grpo, progrpo = make_trainer(GRPO(), micro_batch_size=8), make_trainer(ProGRPO(alpha=0.0), micro_batch_size=8)
+    grpo.train()
+    progrpo.train()
+    assert_same(weights(grpo), weights(progrpo))
+
+
+def test_alpha_moves_the_weights(make_trainer):
+    grpo, progrpo = make_trainer(GRPO(), steps=1), make_trainer(ProGRPO(alpha=1.0), steps=1)
+    grpo.train()
+    progrpo.train()
+    assert any(not torch.equal(a, b) for a, b in zip(weights(grpo).values(), weights(progrpo).values(), strict=True))
+
+
+@pytest.mark.parametrize("normalize_std", [True, False])
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
+def test_grpo_is_stock_trl_bit_for_bit(make_trainer, normalize_std, aggregation):
+    loss = LossConfig(normalize_std=normalize_std, aggregation=aggregation)
+    ours = make_trainer(GRPO(), steps=3, loss=loss)
+    template = make_trainer(GRPO(), steps=3, loss=loss)
+    stock = GRPOTrainer(
+        model=template.model,
+        processing_class=template.processing_class,
+        reward_funcs=correctness,
+        args=template.args,
+        train_dataset=template.train_dataset,
+    )
+    ours.train()
+    stock.train()
+    assert losses(ours) == losses(stock)
+    assert_same(weights(ours), weights(stock))
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 16])
+def test_progrpo_makes_exactly_as_many_forward_passes_as_grpo(make_trainer, micro_batch_size):
+    counts, tokens = [], []
+    for algorithm in (GRPO(), ProGRPO(alpha=0.0), ProGRPO(alpha=0.0, prompt_confidence="none")):
+        trainer = make_trainer(algorithm, steps=2, micro_batch_size=micro_batch_size)
+        calls = []
+        trainer.model.model.register_forward_hook(
+            lambda module, args, output, calls=calls: calls.append(output.last_hidden_state.shape[:2].numel())
+        )
+        trainer.train()
+        counts.append(len(calls))
+        tokens.append(sum(calls))
+    assert len(set(counts)) == 1, counts
+    assert len(set(tokens)) == 1, tokens
+
+
+def plain_confidences(model, row, completion_length, temperature):
+    """Confidences of one rollout without padding, engine or masks, in float64."""
+    ids = row[row != -1]
+    logits = model.double()(ids[None]).logits[0, :-1] / temperature
+    logprobs = logits.log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+    prompt, answer = logprobs[:-completion_length], logprobs[-completion_length:]
+    k = math.ceil(completion_length / 5)
+    return prompt.mean().exp().item(), answer.sort().values[:k].mean().exp().item()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("micro_batch_size", [None, 8])
+def test_confidences_are_those_of_a_plain_recomputation(make_trainer, temperature, micro_batch_size):
+    trainer = make_trainer(ProGRPO(alpha=1.0), temperature=temperature, micro_batch_size=micro_batch_size)
+    generated = {}
+    inner = trainer._generate_and_score_completions
+
+    def keep(inputs):
+        batch = inner(inputs)
+        generated.update({key: batch[key].clone() for key in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")})
+        return batch
+
+    trainer._generate_and_score_completions = keep
+    trainer.args.max_steps = 1
+    reference = AutoModelForCausalLM.from_pretrained(trainer.model.config._name_or_path, dtype=torch.float64)
+    trainer.train()
+
+    assert generated["prompt_mask"].eq(0).any(), "the prompts must differ in length for this test to mean anything"
+    rollouts = trainer.rollouts
+    for i in range(len(rollouts["reward"])):
+        prompt = generated["prompt_ids"][i][generated["prompt_mask"][i].bool()]
+        completion = generated["completion_ids"][i][generated["completion_mask"][i].bool()]
+        expected = plain_confidences(reference, torch.cat([prompt, completion]), len(completion), temperature)
+        assert rollouts["prompt_confidence"][i] == pytest.approx(expected[0], rel=1e-4)
+        assert rollouts["answer_confidence"][i] == pytest.approx(expected[1], rel=1e-4)
+
+    correct_PG = torch.tensor(rollouts["correct"]).view(-1, 8)
+    gate = correct_PG.any(dim=1, keepdim=True).expand_as(correct_PG).flatten()
+    assert gate.any()
+    for i, (shift, c_q, c_o) in enumerate(
+        zip(rollouts["advantage_shift"], rollouts["prompt_confidence"], rollouts["answer_confidence"], strict=True)
+    ):
+        assert shift == pytest.approx((c_q - c_o) if gate[i] else 0.0, abs=1e-6)
+
+
+def test_group_mean_recentres_the_group(make_trainer):
+    trainer = make_trainer(ProGRPO(alpha=1.0, prompt_confidence="group_mean"), steps=1)
+    trainer.train()
+    shift_PG = torch.tensor(trainer.rollouts["advantage_shift"]).view(-1, 8)
+    torch.testing.assert_close(shift_PG.mean(dim=1), torch.zeros(4), atol=1e-6, rtol=0)
+    assert shift_PG.abs().max() > 0
+
+
+def test_the_same_seed_repeats_and_another_does_not(make_trainer):
+    runs = [make_trainer(ProGRPO(alpha=1.0), seed=seed, steps=2) for seed in (3, 3, 4)]
+    for trainer in runs:
+        trainer.train()
+    assert_same(weights(runs[0]), weights(runs[1]))
+    assert any(not torch.equal(a, b) for a, b in zip(weights(runs[0]).values(), weights(runs[2]).values(), strict=True))
+
+
+def test_answer_confidence_is_of_the_completion_tokens_only():
+    logprobs = torch.log(torch.tensor([[0.9, 0.5, 0.1]]))
+    assert answer_confidence(logprobs, torch.tensor([[1, 1, 0]])).item() == pytest.approx(0.5)
