@@ -1,0 +1,112 @@
+"""Log-probabilities and entropies of given completions under a model, without ever holding all their logits.
+
+N completion tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedModel
+
+from progrpo.errors import DataError
+
+_FORWARD_TOKENS = 16_384  # tokens a forward, padding included: bounds the activations
+_TILE_ELEMENTS = 1 << 24  # logits at a time, N x V: 64 MiB in float32
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of one completion, for each of its tokens, at temperature 1: arrays [T], float32, in nats.
+
+    ``logprobs``: ``log p(o_t | q, o_<t)``. ``entropies``: ``-sum_v p(v) log p(v)`` of the full softmax the token was
+    drawn from, not an estimate from the token itself.
+    """
+
+    logprobs: npt.NDArray[np.float32]
+    entropies: npt.NDArray[np.float32]
+
+
+@torch.inference_mode()
+def score_completions(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+) -> list[Scores]:
+    """Score each completion after its prompt.
+
+    Rows are padded on the right: under causal attention no token sees what follows it, so neither padding nor the
+    other rows of a batch change a value (beyond the rounding of differently shaped matrix products).
+
+    Args:
+        model: a causal language model in evaluation mode, on its device.
+        prompts: token ids, one list a completion, none empty.
+        completions: token ids, none empty, EOS included where there is one.
+
+    Raises:
+        DataError: an empty prompt or completion.
+    """
+    for name, rows in (("prompt", prompts), ("completion", completions)):
+        if empty := [i for i, row in enumerate(rows) if not row]:
+            raise DataError(f"{name} {empty[0]} has no tokens: nothing to score.")
+    lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
+    tileable = _logits_are_head_of_hidden(model, prompts[0]) if lengths else True
+    scores: dict[int, Scores] = {}
+    for batch in _batches(lengths, _FORWARD_TOKENS if tileable else 1):
+        ids, width = [[*prompts[i], *completions[i]] for i in batch], lengths[batch[0]]
+        tokens = torch.tensor([row + [0] * (width - len(row)) for row in ids], device=model.device)
+        if tileable:  # the token at position t is predicted at t - 1
+            hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+            states = torch.cat([hidden[r, len(prompts[i]) - 1 : lengths[i] - 1] for r, i in enumerate(batch)])
+        else:
+            kept = len(completions[batch[0]]) + 1
+            states = model(input_ids=tokens, use_cache=False, logits_to_keep=kept).logits[0, :-1]
+        targets = torch.tensor([token for i in batch for token in completions[i]], device=model.device)
+        logprobs, entropies = _score_states(model.get_output_embeddings() if tileable else None, states, targets)
+        ends = np.cumsum([len(completions[i]) for i in batch])[:-1]
+        for i, lp, entropy in zip(batch, np.split(logprobs, ends), np.split(entropies, ends), strict=True):
+            scores[i] = Scores(lp, entropy)
+    return [scores[i] for i in range(len(lengths))]
+
+
+def _score_states(
+    head: torch.nn.Module | None, states: torch.Tensor, targets: torch.Tensor
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return log-probabilities and entropies [N] from hidden states [N, H], or from logits [N, V] if head is None."""
+    vocabulary = states.shape[1] if head is None else next(head.parameters()).shape[0]
+    rows = max(1, _TILE_ELEMENTS // vocabulary)
+    logprobs, entropies = [], []
+    for start in range(0, len(states), rows):
+        tile = states[start : start + rows]
+        logits = (tile if head is None else head(tile)).float()
+        log_softmax = logits.log_softmax(-1)
+        logprobs.append(log_softmax.gather(-1, targets[start : start + rows, None]).squeeze(-1))
+        # a token the model rules out has log p = -inf, and p log p is 0 there, not nan
+        entropies.append(-(log_softmax.exp() * log_softmax.clamp(min=torch.finfo(torch.float32).min)).sum(-1))
+    return torch.cat(logprobs).cpu().numpy(), torch.cat(entropies).cpu().numpy()
+
+
+def _batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Group rows of like length, longest first, so that rows x longest stays within ``max_tokens``."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= max_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def _logits_are_head_of_hidden(model: PreTrainedModel, prompt: Sequence[int]) -> bool:
+    """Whether logits are just the LM head of the last hidden states, shown on one prompt.
+
+    Some architectures scale or cap them afterwards (Gemma, Cohere, Granite). Those are scored one completion at a
+    time from the model's own logits, exact at the price of memory [T, V].
+    """
+    ids = torch.tensor([list(prompt[:8])], device=model.device)
+    logits = model(input_ids=ids, use_cache=False).logits
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    rebuilt = model.get_output_embeddings()(hidden)
+    return torch.equal(rebuilt, logits)  # the same operations on the same shapes: the same bits

@@ -1,0 +1,113 @@
+"""Scores against a plain float64 computation, and their independence of batch, padding and tiles."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
+
+from progrpo.errors import DataError
+from progrpo.generation import scoring
+from progrpo.generation.scoring import score_completions
+
+PROMPTS = [[5, 6, 7, 8], [9], [3, 4], [5, 6, 7, 8, 9, 10, 11, 12]]
+COMPLETIONS = [[10, 1], [11, 12, 13, 14, 15, 1], [1], [2, 3, 4]]
+
+
+def _reference(model: PreTrainedModel, prompt: list[int], completion: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """One sequence alone, whole logits, float64 from the weights on."""
+    logits = copy.deepcopy(model).double()(torch.tensor([prompt + completion])).logits[0]
+    logits = logits[len(prompt) - 1 : -1].detach().numpy()
+    shifted = logits - logits.max(-1, keepdims=True)
+    probabilities = np.exp(shifted) / np.exp(shifted).sum(-1, keepdims=True)
+    logprobs = np.log(probabilities[np.arange(len(completion)), completion])
+    return logprobs, -(probabilities * np.log(probabilities)).sum(-1)
+
+
+def _check(model: PreTrainedModel) -> None:
+    for prompt, completion, scores in zip(
+        PROMPTS, COMPLETIONS, score_completions(model, PROMPTS, COMPLETIONS), strict=True
+    ):
+        logprobs, entropies = _reference(model, prompt, completion)
+        assert scores.logprobs.dtype == scores.entropies.dtype == np.float32
+        np.testing.assert_allclose(scores.logprobs, logprobs, rtol=1e-4, atol=2e-5)
+        np.testing.assert_allclose(scores.entropies, entropies, rtol=1e-4, atol=2e-5)
+
+
+def test_equals_float64_computation_of_each_alone(llama: PreTrainedModel) -> None:
+    _check(llama)
+
+
+def test_padding_and_neighbours_never_change_a_value(llama: PreTrainedModel) -> None:
+    together = score_completions(llama, PROMPTS, COMPLETIONS)
+    for prompt, completion, scores in zip(PROMPTS, COMPLETIONS, together, strict=True):
+        (alone,) = score_completions(llama, [prompt], [completion])
+        np.testing.assert_allclose(scores.logprobs, alone.logprobs, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(scores.entropies, alone.entropies, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("forward_tokens", "tile_elements"), [(1, 1), (20, 40), (10**6, 10**6)])
+def test_chunks_never_change_a_value(
+    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, forward_tokens: int, tile_elements: int
+) -> None:
+    monkeypatch.setattr(scoring, "_FORWARD_TOKENS", forward_tokens)
+    monkeypatch.setattr(scoring, "_TILE_ELEMENTS", tile_elements)
+    _check(llama)
+
+
+def test_logits_are_made_in_tiles_of_completion_tokens_only(
+    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "_TILE_ELEMENTS", 4 * 19)
+    monkeypatch.setattr(scoring, "_logits_are_head_of_hidden", lambda *_: True)
+    rows = []
+    handle = llama.lm_head.register_forward_hook(lambda _, args, output: rows.append(tuple(output.shape)))
+    try:
+        score_completions(llama, PROMPTS, COMPLETIONS)
+    finally:
+        handle.remove()
+    assert max(rows) == (4, 19)
+    assert sum(shape[0] for shape in rows) == sum(map(len, COMPLETIONS))
+
+
+def test_llama_is_tiled(llama: PreTrainedModel) -> None:
+    assert scoring._logits_are_head_of_hidden(llama, PROMPTS[0])
+
+
+@pytest.mark.parametrize("family", ["gemma2", "cohere"])
+def test_architectures_that_transform_their_logits(family: str) -> None:
+    """Gemma 2 caps and Cohere scales the logits behind the LM head: tiles of the head alone would be wrong."""
+    torch.manual_seed(0)
+    shape = {
+        "vocab_size": 19, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "initializer_range": 0.4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1,
+    }  # fmt: skip
+    model = (
+        Gemma2ForCausalLM(Gemma2Config(**shape, head_dim=8, final_logit_softcapping=2.0))
+        if family == "gemma2"
+        else CohereForCausalLM(CohereConfig(**shape, logit_scale=0.25))
+    ).eval()
+    assert not scoring._logits_are_head_of_hidden(model, PROMPTS[0])
+    _check(model)
+
+
+def test_known_distributions() -> None:
+    """Logits (0, 0, 0, 0): log p = -log 4 and entropy log 4. (log 3, 0, -inf, -inf): p = 3/4, 1/4."""
+    logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [np.log(3.0), 0.0, -torch.inf, -torch.inf]])
+    logprobs, entropies = scoring._score_states(None, logits, torch.tensor([2, 0]))
+    np.testing.assert_allclose(logprobs, [-np.log(4), np.log(0.75)], rtol=1e-6)
+    np.testing.assert_allclose(entropies, [np.log(4), -0.75 * np.log(0.75) - 0.25 * np.log(0.25)], rtol=1e-6)
+
+
+def test_leaves_no_gradient(llama: PreTrainedModel) -> None:
+    score_completions(llama, PROMPTS, COMPLETIONS)
+    assert all(parameter.grad is None for parameter in llama.parameters())
+
+
+def test_bad_arguments(llama: PreTrainedModel) -> None:
+    with pytest.raises(DataError, match="completion 1 has no tokens"):
+        score_completions(llama, [[5], [6]], [[1], []])
+    with pytest.raises(DataError, match="prompt 0 has no tokens"):
+        score_completions(llama, [[]], [[1]])
+    assert score_completions(llama, [], []) == []
