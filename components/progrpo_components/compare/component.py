@@ -1,0 +1,47 @@
+"""The ``compare`` component. Its source is copied into the pipeline: imports stay inside the function."""
+
+from typing import Any
+
+from kfp import dsl
+
+from progrpo_components import images
+
+
+@dsl.component(base_image=images.CPU, packages_to_install=[], install_kfp_package=False)  # type: ignore[untyped-decorator]  # kfp has no types
+def compare(
+    config: dict[str, Any],
+    experiment: str,
+    run_id: str,
+    start: dsl.Input[dsl.Artifact],
+    evaluations: dsl.Input[list[dsl.Artifact]],
+    trainings: dsl.Input[list[dsl.Model]],
+    comparison: dsl.Output[dsl.Artifact],
+    report: dsl.Output[dsl.HTML],
+) -> None:
+    """Compare arms with the baseline, paired by problem and over seeds, and write the report.
+
+    Args:
+        config: progrpo.config.CompareConfig.
+        experiment: MLflow experiment.
+        run_id: of the pipeline run, which its MLflow runs are tagged with.
+        start: evaluation of the checkpoint before training.
+        evaluations: evaluations of the training runs.
+        trainings: the training runs, for curves and wall times.
+        comparison: comparison.json, report.html and plots.
+        report: report.html, as the Kubeflow UI shows it.
+    """
+    import shutil
+    from pathlib import Path
+
+    from progrpo_components import steps
+
+    output = Path(comparison.path)
+    manifest = steps.compare(
+        config,
+        evaluations=[Path(artifact.path) for artifact in [start, *evaluations]],
+        trainings=[Path(artifact.path) for artifact in trainings],
+        output=output,
+        tracking=steps.Tracking.of_pipeline(experiment, run_id),
+    )
+    comparison.metadata.update(steps.describe(manifest))
+    shutil.copyfile(output / "report.html", report.path)

@@ -1,0 +1,1 @@
+"""Bring in the checkpoint to start from, and check it."""

@@ -1,0 +1,1 @@
+"""Read or generate problems, check them and split them."""

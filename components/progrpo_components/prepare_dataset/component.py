@@ -1,0 +1,23 @@
+"""The ``prepare-dataset`` component. Its source is copied into the pipeline: imports stay inside the function."""
+
+from typing import Any
+
+from kfp import dsl
+
+from progrpo_components import images
+
+
+@dsl.component(base_image=images.CPU, packages_to_install=[], install_kfp_package=False)  # type: ignore[untyped-decorator]  # kfp has no types
+def prepare_dataset(config: dict[str, Any], dataset: dsl.Output[dsl.Dataset]) -> None:
+    """Read or generate problems, check every row, split them, and report what was dropped.
+
+    Args:
+        config: progrpo.config.DatasetConfig.
+        dataset: the dataset artifact, a directory.
+    """
+    from pathlib import Path
+
+    from progrpo_components import steps
+
+    manifest = steps.prepare_dataset(config, output=Path(dataset.path))
+    dataset.metadata.update(steps.describe(manifest))

@@ -1,0 +1,278 @@
+"""The steps: configuration, progress and tracking around one library function each.
+
+The KFP components and ``progrpo step`` call the same functions. Numbers that KFP turned into floats inside structs are
+taken for the integers they were; a configuration that is wrong raises :class:`progrpo.errors.ConfigError` before
+anything is read or written. The library is imported inside the functions: naming a step needs no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from progrpo.config import (
+    PIPELINES,
+    Arm,
+    CheckpointConfig,
+    CompareConfig,
+    ComparePipeline,
+    Config,
+    DatasetConfig,
+    EvaluateConfig,
+    TrainAndEvaluatePipeline,
+    TrainConfig,
+    parse,
+)
+from progrpo.errors import ConfigError, ManifestError
+from progrpo.manifest import MANIFEST_NAME, Manifest, read_manifest
+from progrpo_components.reporting import reported
+
+if TYPE_CHECKING:
+    from progrpo_components.tracking import Tracker
+
+RUN_ID_VARIABLE = "PROGRPO_PIPELINE_RUN_ID"
+RUN_NAME_VARIABLE = "PROGRPO_PIPELINE_RUN_NAME"
+START = "start"
+# No arm can have this name: it keeps the run of the comparison apart from the summary runs.
+COMPARISON = "(comparison)"
+
+
+class Run(Config):
+    """One training run of a pipeline: what its loop goes over."""
+
+    arm: Arm
+    seed: int = Field(0, ge=0)
+
+
+class Tracking(Config):
+    """Where a step's numbers go in MLflow; the server itself is named by ``MLFLOW_TRACKING_URI``."""
+
+    experiment: str = Field("progrpo", min_length=1, max_length=200)
+    run_id: str = Field(min_length=1, description="of the pipeline run: one summary run per (run_id, arm, seed)")
+    run_name: str = Field("", description="of the pipeline run, as shown; absent: run_id")
+
+    @classmethod
+    def of_pipeline(cls, experiment: str, run_id: str) -> Tracking:
+        """Track for a task of the pipeline run ``run_id``.
+
+        ``progrpo run`` names its runs by environment: the ids that kfp.local makes up are eight random digits.
+        """
+        run_id = os.environ.get(RUN_ID_VARIABLE, run_id)
+        name = os.environ.get(RUN_NAME_VARIABLE, run_id)
+        return parse(cls, {"experiment": experiment, "run_id": run_id, "run_name": name}, source="tracking")
+
+
+def validate_inputs(pipeline: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Check every parameter of a pipeline run before any of its work starts.
+
+    Args:
+        pipeline: its name, one of :data:`progrpo.config.PIPELINES`.
+        parameters: what was submitted; an absent one has its default.
+
+    Returns:
+        The training runs, arm by arm for each seed: ``[{"arm": {...}, "seed": 0}, ...]``; none for ``evaluate``.
+
+    Raises:
+        ConfigError: every key that is unknown or whose value is not allowed.
+    """
+    with reported("validate-inputs"):
+        if pipeline not in PIPELINES:
+            raise ConfigError(f"unknown pipeline {pipeline!r}; there are {', '.join(sorted(PIPELINES))}.")
+        config = parse(PIPELINES[pipeline], parameters, source=f"parameters of the {pipeline} pipeline")
+        runs: list[Run] = []
+        if isinstance(config, ComparePipeline):
+            runs = [Run(arm=arm, seed=seed) for seed in config.seeds for arm in config.arms]
+        elif isinstance(config, TrainAndEvaluatePipeline):
+            runs = [Run(arm=config.arm, seed=config.seed)]
+        return [run.model_dump(mode="json", exclude_none=True) for run in runs]
+
+
+def prepare_dataset(config: Mapping[str, Any], *, output: Path) -> Manifest:
+    """Make the dataset artifact; ``config`` is a :class:`progrpo.config.DatasetConfig`."""
+    from progrpo.data.prepare import prepare_dataset as run
+
+    with reported("prepare-dataset", output=output) as progress:
+        return run(parse(DatasetConfig, config, source="dataset"), output, progress=progress)
+
+
+def import_checkpoint(config: Mapping[str, Any], *, output: Path) -> Manifest:
+    """Make the checkpoint artifact; ``config`` is a :class:`progrpo.config.CheckpointConfig`."""
+    from progrpo.checkpoints.importer import import_checkpoint as run
+
+    with reported("import-checkpoint", output=output) as progress:
+        return run(parse(CheckpointConfig, config, source="checkpoint"), output, progress=progress)
+
+
+def train(
+    run: Mapping[str, Any],
+    config: Mapping[str, Any],
+    *,
+    dataset: Path,
+    checkpoint: Path,
+    output: Path,
+    tracking: Tracking | None = None,
+) -> Manifest:
+    """Train one arm with one seed.
+
+    Args:
+        run: a :class:`Run`.
+        config: a :class:`progrpo.config.TrainConfig`.
+        dataset: dataset artifact.
+        checkpoint: checkpoint artifact to start from.
+        output: directory of the training run.
+        tracking: the summary run to log into; None: nowhere.
+    """
+    parsed = parse(Run, run, source="run")
+    arm, seed = parsed.arm, parsed.seed
+    with reported("train", arm=arm.name, seed=seed, output=output) as progress:
+        settings = parse(TrainConfig, config, source="train")
+        from progrpo.training.train import train as library_train
+
+        with _tracker(tracking, arm.name, seed) as tracker:
+            sinks = []
+            if tracker is not None:
+                tracker.log_params(parsed.model_dump(mode="json"))
+                tracker.log_params(settings.model_dump(mode="json"), prefix="train.")
+                tracker.log_dataset(dataset)
+                sinks.append(tracker)
+            manifest = library_train(
+                arm,
+                seed,
+                settings,
+                dataset=dataset,
+                checkpoint=checkpoint,
+                output=output,
+                sinks=sinks,
+                progress=progress,
+            )
+            if tracker is not None and "train_wall_time_s" in manifest.metadata:
+                tracker.log_metrics({"train/wall_time_s": float(manifest.metadata["train_wall_time_s"])})
+        return manifest
+
+
+def evaluate(
+    config: Mapping[str, Any],
+    *,
+    dataset: Path,
+    model: Path,
+    output: Path,
+    tracking: Tracking | None = None,
+) -> Manifest:
+    """Measure the start checkpoint or what a training run made of it.
+
+    Args:
+        config: a :class:`progrpo.config.EvaluateConfig`.
+        dataset: dataset artifact; its held-out problems are used.
+        model: a checkpoint artifact, evaluated as ``start``, or a training run, whose arm and seed its manifest names.
+        output: directory of the evaluation.
+        tracking: the summary run to log into; None: nowhere.
+    """
+    run = _run_of(model)
+    arm_name, seed = (run.arm.name, run.seed) if run else (START, None)
+    with reported("evaluate", arm=arm_name, seed=seed, output=output) as progress:
+        settings = parse(EvaluateConfig, config, source="evaluation")
+        from progrpo.evaluation.evaluate import evaluate as library_evaluate
+
+        with _tracker(tracking, arm_name, seed) as tracker:
+            manifest = library_evaluate(
+                settings,
+                dataset=dataset,
+                checkpoint=model / "checkpoint" if run else model,
+                output=output,
+                arm=run.arm if run else None,
+                seed=seed,
+                training=model if run else None,
+                progress=progress,
+            )
+            if tracker is not None:
+                tracker.log_params(settings.model_dump(mode="json"), prefix="evaluation.")
+                if run is None:
+                    tracker.log_dataset(dataset)
+                tracker.log_metrics(read_metrics(output))
+        return manifest
+
+
+def compare(
+    config: Mapping[str, Any],
+    *,
+    evaluations: Sequence[Path],
+    trainings: Sequence[Path] = (),
+    output: Path,
+    tracking: Tracking | None = None,
+) -> Manifest:
+    """Compare evaluations, and log the report into an MLflow run of its own, named after the pipeline run.
+
+    Args:
+        config: a :class:`progrpo.config.CompareConfig`.
+        evaluations: evaluation artifacts.
+        trainings: the training runs behind them, for curves and wall times.
+        output: directory of the comparison.
+        tracking: the pipeline run it belongs to; None: nowhere.
+    """
+    with reported("compare", output=output) as progress:
+        settings = parse(CompareConfig, config, source="comparison")
+        from progrpo.comparison.compare import compare as library_compare
+
+        with _tracker(tracking, COMPARISON, None) as tracker:
+            manifest = library_compare(
+                settings, evaluations=evaluations, trainings=trainings, output=output, progress=progress
+            )
+            if tracker is not None:
+                tracker.log_params(settings.model_dump(mode="json"), prefix="comparison.")
+                tracker.log_artifacts(output)
+        return manifest
+
+
+def read_metrics(evaluation: Path) -> dict[str, float]:
+    """Read the values of ``evaluation.json`` without their intervals, under names that MLflow and KFP take."""
+    import json
+
+    metrics = json.loads((evaluation / "evaluation.json").read_text(encoding="utf-8"))["metrics"]
+    return {
+        name: float(value["value"] if isinstance(value, dict) else value)
+        for name, value in metrics.items()
+        if value is not None
+    }
+
+
+def describe(manifest: Manifest) -> dict[str, str | int | float]:
+    """Return what a KFP artifact shows of a manifest: digests, and the metadata that is a text or a number."""
+    scalars = {key: value for key, value in manifest.metadata.items() if isinstance(value, str | int | float)}
+    inputs = {f"{name}_digest": digest for name, digest in manifest.inputs.items()}
+    return {"digest": manifest.digest, "created_by": manifest.created_by, **inputs, **scalars}
+
+
+def _run_of(model: Path) -> Run | None:
+    """Return arm and seed of a training run; None for a checkpoint."""
+    try:
+        manifest = read_manifest(model, "training", verify=False)
+    except ManifestError:
+        read_manifest(model, "checkpoint", verify=False)  # its error names both what was given and what is needed
+        return None
+    values = {"arm": manifest.config.get("arm"), "seed": manifest.config.get("seed")}
+    return parse(Run, values, source=str(model / MANIFEST_NAME))
+
+
+@contextmanager
+def _tracker(tracking: Tracking | None, arm: str, seed: int | None) -> Iterator[Tracker | None]:
+    if tracking is None:
+        yield None
+        return
+    from progrpo_components.tracking import open_tracking
+
+    run_name = tracking.run_name or tracking.run_id
+    name = run_name if arm == COMPARISON else arm if seed is None else f"{arm}-seed{seed}"
+    with open_tracking(
+        experiment=tracking.experiment,
+        pipeline_run_id=tracking.run_id,
+        name=name,
+        arm=arm,
+        seed=seed,
+        tags={"progrpo.run_name": run_name},
+    ) as tracker:
+        yield tracker

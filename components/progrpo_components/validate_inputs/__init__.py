@@ -1,0 +1,1 @@
+"""Check every parameter of a run before its work starts."""
