@@ -1,0 +1,238 @@
+"""The report's interactive plots, as Plotly figures without colours of a theme.
+
+Text of figures passes through Plotly's pseudo-HTML, so whatever comes from data is escaped here; arm names are safe
+by their pattern. Dimensions: P problems.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from progrpo.comparison.curves import logged_metrics, training_curves
+from progrpo.comparison.palette import Look, looks
+from progrpo.comparison.result import Comparison, Estimate
+from progrpo.comparison.sources import Evaluation, Floats, Training
+from progrpo.comparison.tables import label
+from progrpo.metrics import TRAIN_METRICS
+
+_DASHES = ("solid", "dash", "dot", "dashdot")
+_MAX_SCATTER_PROBLEMS = 2000
+_MAIN_TRAIN_METRICS = ("train/entropy", "train/reward")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One plot: a Plotly figure and the words for those who do not see it."""
+
+    id: str
+    title: str
+    description: str
+    figure: dict[str, Any] = field(repr=False)
+    small: bool = False
+
+
+def pass_at_k_chart(comparison: Comparison) -> Chart:
+    """Pass@k against k, with the interval as a band."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    styles = looks([arm.name for arm in comparison.arms])
+    for arm in comparison.arms:
+        look = styles[arm.name]
+        ks = [point.k for point in arm.curve]
+        low, high = [100 * p.low for p in arm.curve], [100 * p.high for p in arm.curve]
+        figure.add_scatter(
+            x=[*ks, *reversed(ks)],
+            y=[*high, *reversed(low)],
+            fill="toself",
+            fillcolor=look.translucent(0.18),
+            line={"width": 0},
+            mode="lines",
+            legendgroup=arm.name,
+            showlegend=False,
+            hoverinfo="skip",
+        )
+    for arm in comparison.arms:
+        look = styles[arm.name]
+        reported = set(comparison.ks)
+        figure.add_scatter(
+            x=[p.k for p in arm.curve],
+            y=[100 * p.value for p in arm.curve],
+            customdata=[[100 * p.low, 100 * p.high] for p in arm.curve],
+            mode="lines+markers",
+            name=arm.name,
+            legendgroup=arm.name,
+            line={"color": look.colour, "width": 2.5, "dash": look.dash},
+            marker={"symbol": look.marker, "size": [8 if p.k in reported else 0 for p in arm.curve]},
+            hovertemplate="%{y:.1f} % [%{customdata[0]:.1f}, %{customdata[1]:.1f}]",
+        )
+    ks = list(comparison.ks)
+    figure.update_xaxes(title="k, completions drawn (log scale)", type="log", tickvals=ks, ticktext=list(map(str, ks)))
+    figure.update_yaxes(title="Pass@k (%)")
+    figure.update_layout(hovermode="x unified")
+    ends = "; ".join(
+        f"{arm.name} {100 * arm.curve[0].value:.1f} % to {100 * arm.curve[-1].value:.1f} %" for arm in comparison.arms
+    )
+    return _chart("pass-at-k", "Pass@k", f"Pass@k from k = 1 to k = {comparison.num_samples}: {ends}.", figure)
+
+
+def bar_charts(comparison: Comparison) -> list[Chart]:
+    """Distinct correct answers and entropy, one bar an arm, with intervals."""
+    return [
+        _bars(comparison, "eval/distinct_correct", "distinct-correct", "Distinct correct answers a problem"),
+        _bars(comparison, "eval/entropy", "entropy", "Entropy of the evaluated policy"),
+    ]
+
+
+def _bars(comparison: Comparison, metric: str, chart_id: str, title: str) -> Chart:
+    import plotly.graph_objects as go
+
+    styles = looks([arm.name for arm in comparison.arms])
+    estimates: dict[str, Estimate] = {arm.name: arm.metrics[metric] for arm in comparison.arms}
+    figure = go.Figure()
+    for arm, estimate in estimates.items():
+        figure.add_bar(
+            x=[arm],
+            y=[estimate.value],
+            name=arm,
+            showlegend=False,
+            width=0.55,
+            marker={"color": styles[arm].colour},
+            customdata=[[estimate.low, estimate.high]],
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": [estimate.high - estimate.value],
+                "arrayminus": [estimate.value - estimate.low],
+                "thickness": 1.5,
+                "width": 6,
+            },
+            hovertemplate="%{x}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>",
+        )
+    figure.update_xaxes(type="category")
+    figure.update_yaxes(title=label(metric), rangemode="tozero")
+    words = "; ".join(f"{arm} {e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" for arm, e in estimates.items())
+    return _chart(chart_id, title, f"{title}: {words}.", figure, small=True)
+
+
+def training_charts(comparison: Comparison, trainings: Sequence[Training]) -> tuple[list[Chart], list[Chart]]:
+    """Return the curves of entropy and reward, and those of every other metric that was logged."""
+    styles = looks([arm.name for arm in comparison.arms])
+    known = [training for training in trainings if training.arm in styles]
+    names = [*_MAIN_TRAIN_METRICS, *(m for m in logged_metrics(known) if m not in _MAIN_TRAIN_METRICS)]
+    charts = [chart for name in names if (chart := _training_chart(name, known, styles)) is not None]
+    main = {_chart_id(name) for name in _MAIN_TRAIN_METRICS}
+    return [c for c in charts if c.id in main], [c for c in charts if c.id not in main]
+
+
+def _chart_id(metric: str) -> str:
+    return metric.replace("/", "-").replace("_", "-")
+
+
+def _training_chart(metric: str, trainings: Sequence[Training], styles: Mapping[str, Look]) -> Chart | None:
+    import plotly.graph_objects as go
+
+    curves = training_curves(trainings, metric)
+    if not curves:
+        return None
+    figure = go.Figure()
+    seeds = sorted({curve.seed for curve in curves})
+    shown: set[str] = set()
+    for curve in curves:
+        look, dash = styles[curve.arm], _DASHES[seeds.index(curve.seed) % len(_DASHES)]
+        common = {"x": curve.steps, "mode": "lines", "legendgroup": curve.arm}
+        figure.add_scatter(
+            **common,
+            y=curve.raw,
+            line={"color": look.translucent(0.28), "width": 1},
+            showlegend=False,
+            hoverinfo="skip",
+        )
+        figure.add_scatter(
+            **common,
+            y=curve.smoothed,
+            line={"color": look.colour, "width": 2, "dash": dash},
+            name=curve.arm,
+            showlegend=curve.arm not in shown,
+            hovertemplate=f"{curve.arm} seed {curve.seed}, step %{{x}}: %{{y:.4g}}<extra></extra>",
+        )
+        shown.add(curve.arm)
+    figure.update_xaxes(title="step")
+    small = metric not in _MAIN_TRAIN_METRICS
+    title = metric.removeprefix("train/")
+    ends = "; ".join(f"{c.arm} seed {c.seed} from {c.smoothed[0]:.3g} to {c.smoothed[-1]:.3g}" for c in curves)
+    return _chart(_chart_id(metric), title, f"{TRAIN_METRICS[metric]}. Over training: {ends}.", figure, small=small)
+
+
+def scatter_chart(comparison: Comparison, evaluations: Mapping[str, Sequence[Evaluation]]) -> Chart | None:
+    """Success rate of every problem: the baseline's against each other arm's."""
+    import plotly.graph_objects as go
+
+    others = [arm.name for arm in comparison.arms if arm.name != comparison.baseline]
+    if not others:
+        return None
+    styles = looks([arm.name for arm in comparison.arms])
+    ids = evaluations[comparison.baseline][0].problem_ids
+    rng = np.random.default_rng(0)
+    chosen = np.sort(rng.permutation(len(ids))[:_MAX_SCATTER_PROBLEMS])
+    baseline_P = success_rates(evaluations[comparison.baseline])[chosen]
+    # Rates are multiples of 1 / n; half a step of jitter shows how many problems share a point.
+    jitter = 0.35 / comparison.num_samples
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[0, 100], y=[0, 100], mode="lines", line={"width": 1, "dash": "dot", "color": "#808080"},
+        showlegend=False, hoverinfo="skip",
+    )  # fmt: skip
+    for arm in others:
+        arm_P = success_rates(evaluations[arm])[chosen]
+        shift_2P = rng.uniform(-jitter, jitter, size=(2, len(chosen)))
+        figure.add_scatter(
+            x=100 * (baseline_P + shift_2P[0]),
+            y=100 * (arm_P + shift_2P[1]),
+            mode="markers",
+            name=arm,
+            # The default start marker is hollow, hence the same colour for line and fill.
+            marker={"color": styles[arm].colour, "symbol": styles[arm].marker, "size": 6, "opacity": 0.55},
+            text=[
+                f"{html.escape(ids[p])}<br>{comparison.baseline} {100 * x:.0f} %, {arm} {100 * y:.0f} %"
+                for p, x, y in zip(chosen, baseline_P, arm_P, strict=True)
+            ],
+            hovertemplate="%{text}<extra></extra>",
+            visible=True if arm != "start" or len(others) == 1 else "legendonly",
+        )
+    figure.update_xaxes(title=f"{comparison.baseline}: correct completions (%)", range=[-3, 103])
+    figure.update_yaxes(title="other arm: correct completions (%)", range=[-3, 103])
+    figure.update_layout(hovermode="closest")
+    words = "; ".join(
+        f"{arm} is above on {int((success_rates(evaluations[arm])[chosen] > baseline_P).sum())} and below on "
+        f"{int((success_rates(evaluations[arm])[chosen] < baseline_P).sum())} of {len(chosen)} problems"
+        for arm in others
+    )
+    return _chart("per-problem", "Success rate of each problem", f"Against {comparison.baseline}: {words}.", figure)
+
+
+def success_rates(evaluations: Sequence[Evaluation]) -> Floats:
+    """Return the fraction of correct completions of each problem [P], over all seeds of an arm."""
+    rates: Floats = np.mean([e.num_correct_P / e.summary.num_samples for e in evaluations], axis=0)
+    return rates
+
+
+def _chart(chart_id: str, title: str, description: str, figure: Any, *, small: bool = False) -> Chart:
+    figure.update_layout(
+        template="none",
+        margin={"l": 56, "r": 12, "t": 12, "b": 48},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        dragmode=False,  # a finger on a phone scrolls the page
+        hoverlabel={"align": "left"},
+    )
+    figure.update_xaxes(zeroline=False, automargin=True)
+    figure.update_yaxes(zeroline=False, automargin=True)
+    values = json.loads(figure.to_json())
+    values["layout"].pop("template", None)
+    return Chart(chart_id, title, description, values, small)

@@ -1,0 +1,167 @@
+"""What may be compared: refusals, and the warnings that stand on top of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from progrpo.comparison.sources import START, Evaluation, Training
+from progrpo.errors import ComparisonError
+
+PROTOCOL_KEYS = (
+    "dataset_digest",
+    "num_samples",
+    "temperature",
+    "top_p",
+    "max_completion_tokens",
+    "chat_template_digest",
+    "verifier",
+)
+# How fast an evaluation runs, and which completions are drawn, are no part of what is measured.
+_FREE_EVALUATION_KEYS = {*PROTOCOL_KEYS, "seed", "ks", "batch_size", "device", "num_threads", "max_problems"}
+_FREE_TRAINING_KEYS = {"device", "num_threads", "log_rollouts_every"}
+
+
+def check_comparable(evaluations: Sequence[Evaluation], baseline: str) -> None:
+    """Refuse evaluations whose difference would not be the arms' difference.
+
+    Raises:
+        ComparisonError: nothing to compare, an unknown baseline, an arm and seed twice, one arm name for two
+            algorithms, or evaluations with another protocol or other problems.
+    """
+    if not evaluations:
+        raise ComparisonError("no evaluations given; give the output directory of at least one evaluate step.")
+    arms = sorted({evaluation.arm for evaluation in evaluations})
+    if baseline not in arms:
+        raise ComparisonError(
+            f"the baseline {baseline!r} was not evaluated; the arms given are {', '.join(arms)}. "
+            f"Set comparison.baseline to one of them, or give an evaluation of {baseline!r}."
+        )
+    seen: dict[tuple[str, int | None], Evaluation] = {}
+    algorithms: dict[str, Evaluation] = {}
+    first = evaluations[0]
+    for other in evaluations:
+        twin = seen.setdefault((other.arm, other.seed), other)
+        if twin is not other:
+            raise ComparisonError(
+                f"{other.label} is given twice: {twin.directory} and {other.directory}. Give each arm and seed once."
+            )
+        same_arm = algorithms.setdefault(other.arm, other)
+        _refuse_different("algorithm", same_arm, other, same_arm.summary.algorithm, other.summary.algorithm)
+        for key in PROTOCOL_KEYS:
+            _refuse_different(
+                f"protocol.{key}", first, other, first.summary.protocol.get(key), other.summary.protocol.get(key)
+            )
+        _refuse_other_problems(first, other)
+
+
+def _refuse_different(key: str, first: Evaluation, other: Evaluation, value: Any, other_value: Any) -> None:
+    if value != other_value:
+        raise ComparisonError(
+            f"{key} differs: {value!r} in {first.directory} ({first.label}), "
+            f"{other_value!r} in {other.directory} ({other.label}). Evaluate both in the same way."
+        )
+
+
+def _refuse_other_problems(first: Evaluation, other: Evaluation) -> None:
+    if first.problem_ids == other.problem_ids:
+        return
+    mine, theirs = set(first.problem_ids), set(other.problem_ids)
+    only = {first: sorted(mine - theirs), other: sorted(theirs - mine)}
+    parts = [
+        f"{len(evaluation.problem_ids)} in {evaluation.directory} ({evaluation.label}; {len(ids)} only there"
+        + (f", for example {ids[0]!r})" if ids else ")")
+        for evaluation, ids in only.items()
+    ]
+    raise ComparisonError(f"problems differ: {' and '.join(parts)}. Evaluate both on the same dataset.")
+
+
+def check_trainings(trainings: Sequence[Training]) -> dict[tuple[str, int], Training]:
+    """Index training runs by arm and seed.
+
+    Raises:
+        ComparisonError: two runs of the same arm and seed.
+    """
+    index: dict[tuple[str, int], Training] = {}
+    for training in trainings:
+        twin = index.setdefault((training.arm, training.seed), training)
+        if twin is not training:
+            raise ComparisonError(
+                f"training of {training.arm} seed {training.seed} is given twice: {twin.directory} and "
+                f"{training.directory}. Give each arm and seed once."
+            )
+    return index
+
+
+def find_warnings(evaluations: Sequence[Evaluation], trainings: Mapping[tuple[str, int], Training]) -> list[str]:
+    """Say what a reader must know before trusting the differences."""
+    return [
+        *_seed_warnings(evaluations),
+        *_training_warnings(evaluations, trainings),
+        *_evaluation_warnings(evaluations),
+    ]
+
+
+def _seed_warnings(evaluations: Sequence[Evaluation]) -> Iterator[str]:
+    seeds: dict[str, set[int]] = {}
+    for evaluation in evaluations:
+        if evaluation.seed is not None:
+            seeds.setdefault(evaluation.arm, set()).add(evaluation.seed)
+    single = [arm for arm, values in seeds.items() if len(values) == 1]
+    if single:
+        yield (
+            f"One training seed only ({', '.join(single)}): the intervals hold the variation between problems, "
+            f"not the variation between trainings. A result from one seed may not repeat."
+        )
+    if len({frozenset(values) for values in seeds.values()}) > 1:
+        listed = "; ".join(f"{arm}: {', '.join(map(str, sorted(values)))}" for arm, values in seeds.items())
+        yield f"The arms were trained with different seeds ({listed})."
+
+
+def _training_warnings(
+    evaluations: Sequence[Evaluation], trainings: Mapping[tuple[str, int], Training]
+) -> Iterator[str]:
+    evaluated = {(e.arm, e.seed): e for e in evaluations}
+    for key, training in trainings.items():
+        evaluation = evaluated.get(key)
+        if evaluation is None:
+            yield f"Training {training.arm} seed {training.seed} was given without its evaluation."
+        elif training.checkpoint_digest not in (None, evaluation.summary.checkpoint_digest):
+            yield (
+                f"The evaluation of {evaluation.label} measured checkpoint "
+                f"{evaluation.summary.checkpoint_digest[:12]}, but the training run given made "
+                f"{str(training.checkpoint_digest)[:12]}: the training curves belong to another checkpoint."
+            )
+    runs = {f"{run.arm} seed {run.seed}": run.config for run in trainings.values()}
+    for difference in _differences(runs, _FREE_TRAINING_KEYS):
+        yield f"Training differed in more than the algorithm: {difference}."
+
+
+def _evaluation_warnings(evaluations: Sequence[Evaluation]) -> Iterator[str]:
+    configs = {evaluation.label: evaluation.config.get("evaluation") or {} for evaluation in evaluations}
+    for difference in _differences(configs, _FREE_EVALUATION_KEYS):
+        yield f"Evaluation differed: {difference}."
+    hardware = sorted({e.summary.hardware for e in evaluations if e.arm != START})
+    if len(hardware) > 1:
+        yield f"The arms ran on different hardware ({'; '.join(hardware)}): their wall times do not compare."
+
+
+def _differences(configs: Mapping[str, Mapping[str, Any]], ignore: set[str]) -> Iterator[str]:
+    """Yield "key is 1 in a, b; 2 in c" for every dotted key whose value is not the same in all of ``configs``."""
+    flat = {name: flatten(config) for name, config in configs.items()}
+    for key in dict.fromkeys(key for values in flat.values() for key in values):
+        if key.split(".")[0] in ignore:
+            continue
+        names: dict[str, list[str]] = {}
+        for name, values in flat.items():
+            names.setdefault(repr(values.get(key)), []).append(name)
+        if len(names) > 1:
+            yield f"{key} is " + "; ".join(f"{value} in {', '.join(where)}" for value, where in names.items())
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested mappings into one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return flat

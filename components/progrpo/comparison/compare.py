@@ -1,0 +1,108 @@
+"""Compare arms: read, refuse or warn, estimate, report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from progrpo.comparison.checks import PROTOCOL_KEYS, check_comparable, check_trainings, find_warnings
+from progrpo.comparison.pngs import write_pngs
+from progrpo.comparison.report import render_report
+from progrpo.comparison.result import COMPARISON_NAME, Comparison
+from progrpo.comparison.sources import START, Evaluation, Training, read_evaluation, read_training
+from progrpo.comparison.statistics import estimate_arm, subtract
+from progrpo.config import CompareConfig
+from progrpo.manifest import MANIFEST_NAME, Manifest, write_manifest
+from progrpo.metrics import Progress
+
+REPORT_NAME = "report.html"
+
+
+def compare(
+    config: CompareConfig,
+    *,
+    evaluations: Sequence[Path],
+    trainings: Sequence[Path],
+    output: Path,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Compare evaluated arms and write a comparison artifact.
+
+    Args:
+        config: the baseline, and how intervals are made.
+        evaluations: evaluation artifacts, one an arm and seed; one may be of the checkpoint before training.
+        trainings: the training runs behind them, for curves and configurations; may be empty or incomplete.
+        output: written: comparison.json, report.html, plots/*.png and, last, manifest.json.
+        progress: told how many arms are estimated.
+
+    Raises:
+        ComparisonError: evaluations that may not be compared; the message names both sides.
+        ManifestError: an unfinished or changed artifact.
+    """
+    read = [read_evaluation(path) for path in evaluations]
+    runs = [read_training(path) for path in trainings]
+    by_run = check_trainings(runs)
+    check_comparable(read, config.baseline)
+    by_arm = _group(read, config.baseline)
+
+    comparison = _estimate(config, by_arm, by_run, progress or Progress())
+
+    output.mkdir(parents=True, exist_ok=True)
+    (output / MANIFEST_NAME).unlink(missing_ok=True)  # an earlier result is no longer whole from here on
+    (output / COMPARISON_NAME).write_text(comparison.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (output / REPORT_NAME).write_text(render_report(comparison, by_arm, runs), encoding="utf-8")
+    for stale in (output / "plots").glob("*.png"):
+        stale.unlink()
+    write_pngs(comparison, runs, output / "plots")
+    inputs = {f"evaluation/{e.arm}" + ("" if e.seed is None else f"/seed-{e.seed}"): e.digest for e in read}
+    inputs.update({f"training/{t.arm}/seed-{t.seed}": t.digest for t in runs})
+    return write_manifest(
+        output,
+        "comparison",
+        inputs=inputs,
+        config={"comparison": config.model_dump(mode="json")},
+        metadata={
+            "arms": [arm.name for arm in comparison.arms],
+            "num_problems": comparison.num_problems,
+            "num_warnings": len(comparison.warnings),
+        },
+    )
+
+
+def _group(evaluations: Sequence[Evaluation], baseline: str) -> dict[str, list[Evaluation]]:
+    """Group by arm: start first, then the baseline, then the others by name; seeds in order."""
+    order = sorted({e.arm for e in evaluations}, key=lambda arm: (arm != START, arm != baseline, arm))
+    return {arm: sorted((e for e in evaluations if e.arm == arm), key=lambda e: e.seed or 0) for arm in order}
+
+
+def _estimate(
+    config: CompareConfig,
+    by_arm: dict[str, list[Evaluation]],
+    trainings: dict[tuple[str, int], Training],
+    progress: Progress,
+) -> Comparison:
+    everything = [evaluation for of_arm in by_arm.values() for evaluation in of_arm]
+    first = everything[0].summary
+    # Only the k that every evaluation reports; each could be computed, but a reader asked for these.
+    ks = sorted(set.intersection(*(set(e.summary.ks) for e in everything))) or sorted({1, first.num_samples})
+    arms = []
+    for of_arm in by_arm.values():
+        arms.append(estimate_arm(of_arm, trainings, ks, config))
+        progress.update(len(arms), len(by_arm))
+    metrics = list(arms[0].metrics)
+    baseline = by_arm[config.baseline]
+    return Comparison(
+        baseline=config.baseline,
+        level=config.level,
+        num_resamples=config.num_resamples,
+        bootstrap_seed=config.seed,
+        num_problems=len(everything[0].problem_ids),
+        num_samples=first.num_samples,
+        ks=tuple(ks),
+        protocol={key: first.protocol.get(key) for key in PROTOCOL_KEYS},
+        arms=tuple(arms),
+        differences=tuple(
+            subtract(of_arm, baseline, metrics, config) for arm, of_arm in by_arm.items() if arm != config.baseline
+        ),
+        warnings=tuple(find_warnings(everything, trainings)),
+    )

@@ -1,0 +1,151 @@
+"""The contents of ``comparison.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from progrpo import __version__
+from progrpo.errors import ComparisonError
+from progrpo.manifest import read_manifest
+from progrpo.metrics import pass_at
+
+COMPARISON_NAME = "comparison.json"
+SCHEMA_VERSION = 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Estimate(_Frozen):
+    """A number with its bootstrap interval, in the metric's own unit."""
+
+    value: float
+    low: float
+    high: float
+
+
+class CurvePoint(Estimate):
+    """Pass@k at one k."""
+
+    k: int
+
+
+class Difference(Estimate):
+    """An arm minus the baseline."""
+
+    resolved: bool = Field(description="the interval excludes 0")
+
+
+class SeedResult(_Frozen):
+    """One training seed of an arm, and the evaluation of what it made."""
+
+    seed: int | None = Field(description="None: the checkpoint before training")
+    metrics: dict[str, float]
+    train_wall_time_s: float | None
+    eval_wall_time_s: float
+    hardware: str
+    versions: dict[str, str]
+    evaluation_digest: str
+    checkpoint_digest: str
+    training_digest: str | None = Field(description="None: the training run was not given")
+
+
+class WallTime(_Frozen):
+    """Seconds; means over seeds, and the total spent on the arm."""
+
+    train_s: float | None = Field(description="None: the arm was not trained, or a seed's time is not known")
+    eval_s: float
+    total_s: float
+
+
+class ArmResult(_Frozen):
+    """One arm, over all its seeds."""
+
+    name: str
+    algorithm: dict[str, Any] | None = Field(description="None: the checkpoint before training")
+    metrics: dict[str, Estimate] = Field(description="over all seeds; keys of progrpo.metrics.EVAL_METRICS")
+    curve: tuple[CurvePoint, ...] = Field(description="Pass@k at every k up to 64, then at growing steps")
+    per_seed: tuple[SeedResult, ...]
+    wall_time: WallTime
+    train: dict[str, Any] | None = Field(description="resolved training configuration; None: not given")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The training seeds, empty for the checkpoint before training."""
+        return tuple(result.seed for result in self.per_seed if result.seed is not None)
+
+
+class ArmDifference(_Frozen):
+    """One arm minus the baseline, metric by metric."""
+
+    arm: str
+    metrics: dict[str, Difference]
+
+
+class Comparison(_Frozen):
+    """Every number of a comparison, and where it comes from."""
+
+    schema_version: int = SCHEMA_VERSION
+    created_by: str = f"progrpo {__version__}"
+    baseline: str
+    level: float
+    num_resamples: int
+    bootstrap_seed: int
+    num_problems: int
+    num_samples: int
+    ks: tuple[int, ...]
+    protocol: dict[str, Any] = Field(description="how every evaluation was sampled and verified")
+    arms: tuple[ArmResult, ...] = Field(description="start first, then the baseline, then the others by name")
+    differences: tuple[ArmDifference, ...]
+    warnings: tuple[str, ...]
+
+    def arm(self, name: str) -> ArmResult:
+        """Return the arm called ``name``."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    @property
+    def headline_ks(self) -> tuple[int, ...]:
+        """Up to three k for a table that fits a terminal: the smallest, 8 or the middle one, and the largest."""
+        if len(self.ks) <= 3:
+            return self.ks
+        middle = 8 if 8 in self.ks[1:-1] else self.ks[len(self.ks) // 2]
+        return (self.ks[0], middle, self.ks[-1])
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Every metric, Pass@k first, in the order in which tables show them."""
+        return (*map(pass_at, self.ks), *OTHER_METRICS)
+
+
+OTHER_METRICS = (
+    "eval/entropy",
+    "eval/sampled_nll",
+    "eval/distinct_correct",
+    "eval/completion_tokens",
+    "eval/truncated_frac",
+)
+
+
+def read_comparison(directory: Path) -> Comparison:
+    """Read a comparison artifact.
+
+    Raises:
+        ManifestError: no finished comparison lies there, or its files were changed.
+        ComparisonError: comparison.json was written by another schema version.
+    """
+    read_manifest(directory, "comparison")
+    path = directory / COMPARISON_NAME
+    try:
+        comparison = Comparison.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ComparisonError(f"{path} is not a comparison this {__version__} can read: {error}") from None
+    if comparison.schema_version != SCHEMA_VERSION:
+        raise ComparisonError(
+            f"{path} has schema version {comparison.schema_version}, this progrpo {__version__} reads "
+            f"{SCHEMA_VERSION}. Compare again with this version."
+        )
+    return comparison

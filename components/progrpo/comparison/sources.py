@@ -1,0 +1,210 @@
+"""Reading what is compared: evaluations and, optionally, the training runs behind them.
+
+Dimensions: P problems, sorted by id.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from progrpo.errors import ComparisonError, ManifestError
+from progrpo.manifest import Manifest, read_manifest, sha256_file
+from progrpo.metrics import read_jsonl
+
+START = "start"
+_NAME = r"^[a-z][a-z0-9_.-]{0,39}$"
+
+Counts = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+class EvaluationSummary(BaseModel):
+    """The part of ``evaluation.json`` that a comparison needs."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+    schema_version: int
+    arm: str = Field(pattern=_NAME)
+    algorithm: dict[str, Any] | None
+    seed: int | None
+    num_problems: int = Field(ge=1)
+    num_samples: int = Field(ge=1)
+    ks: tuple[int, ...] = Field(min_length=1)
+    protocol: dict[str, Any]
+    checkpoint_digest: str
+    eval_wall_time_s: float = Field(ge=0)
+    train_wall_time_s: float | None = None
+    hardware: str = "unknown"
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation artifact, its completions counted problem by problem."""
+
+    directory: Path
+    summary: EvaluationSummary
+    digest: str
+    config: dict[str, Any]
+    problem_ids: tuple[str, ...]
+    num_correct_P: Counts
+    distinct_correct_P: Counts
+    num_tokens_P: Counts
+    num_truncated_P: Counts
+    entropy_sum_P: Floats  # nats, summed over the tokens of a problem's completions
+    nll_sum_P: Floats
+
+    @property
+    def arm(self) -> str:
+        """Name of the arm that was evaluated."""
+        return self.summary.arm
+
+    @property
+    def seed(self) -> int | None:
+        """Training seed; None for the checkpoint before training."""
+        return self.summary.seed
+
+    @property
+    def label(self) -> str:
+        """The arm and seed, as shown to people."""
+        return self.arm if self.seed is None else f"{self.arm} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training run: how it was configured and what it logged."""
+
+    directory: Path
+    arm: str
+    seed: int
+    digest: str
+    config: dict[str, Any]
+    metadata: dict[str, Any]
+    checkpoint_digest: str | None
+    rows: list[dict[str, float]]
+
+
+def read_evaluation(directory: Path) -> Evaluation:
+    """Read one evaluation artifact and check that its files agree with each other.
+
+    Raises:
+        ManifestError: the artifact is not finished or was changed.
+        ComparisonError: its files disagree.
+    """
+    manifest = read_manifest(directory, "evaluation")
+    path = directory / "evaluation.json"
+    try:
+        summary = EvaluationSummary.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ComparisonError(f"{path} cannot be read as an evaluation: {error}") from None
+    if summary.schema_version != 1:
+        raise ComparisonError(f"{path} has schema version {summary.schema_version}, 1 is needed. Evaluate again.")
+    if (summary.arm == START) != (summary.seed is None):
+        raise ComparisonError(
+            f"{path}: arm {summary.arm!r} with seed {summary.seed}. A trained arm has a seed and {START!r}, "
+            f"the checkpoint before training, has none. Evaluate again with the right arm and seed."
+        )
+    return Evaluation(directory, summary, manifest.digest, manifest.config, **_count(directory, summary))
+
+
+def _count(directory: Path, summary: EvaluationSummary) -> dict[str, Any]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    path = directory / "samples.parquet"
+    columns = ["problem_id", "answer", "correct", "num_tokens", "logprob_sum", "entropy_sum", "finish_reason"]
+    try:
+        table = pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise ComparisonError(f"{path} cannot be read with the columns {', '.join(columns)}: {error}") from None
+    # A problem's distinct correct answers: wrong completions become null, which count_distinct leaves out.
+    answers = pc.if_else(table["correct"], table["answer"].cast(pa.string()), pa.scalar(None, pa.string()))
+    table = table.append_column("correct_answer", answers)
+    table = table.append_column("truncated", pc.equal(table["finish_reason"], "length"))
+    for name in ("logprob_sum", "entropy_sum"):  # float32 sums would lose digits over many completions
+        table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(pa.float64()))
+    problems = (
+        table.group_by("problem_id")
+        .aggregate(
+            [
+                ("correct", "count"),
+                ("correct", "sum"),
+                ("correct_answer", "count_distinct"),
+                ("num_tokens", "sum"),
+                ("truncated", "sum"),
+                ("entropy_sum", "sum"),
+                ("logprob_sum", "sum"),
+            ]
+        )
+        .sort_by("problem_id")
+    )
+    for problem_id, count in zip(
+        problems["problem_id"].to_pylist(), problems["correct_count"].to_pylist(), strict=True
+    ):
+        if count != summary.num_samples:
+            raise ComparisonError(
+                f"{path} has {count} completions of problem {problem_id!r}, evaluation.json says "
+                f"{summary.num_samples}. Evaluate again."
+            )
+    if problems.num_rows != summary.num_problems:
+        raise ComparisonError(
+            f"{path} has {problems.num_rows} problems, evaluation.json says {summary.num_problems}. Evaluate again."
+        )
+
+    def column(name: str) -> Any:
+        return problems[name].to_numpy()
+
+    return {
+        "problem_ids": tuple(problems["problem_id"].to_pylist()),
+        "num_correct_P": column("correct_sum").astype(np.int64),
+        "distinct_correct_P": column("correct_answer_count_distinct").astype(np.int64),
+        "num_tokens_P": column("num_tokens_sum").astype(np.int64),
+        "num_truncated_P": column("truncated_sum").astype(np.int64),
+        "entropy_sum_P": column("entropy_sum_sum"),
+        "nll_sum_P": -column("logprob_sum_sum"),
+    }
+
+
+def read_training(directory: Path) -> Training:
+    """Read a training run's configuration and metrics.
+
+    Only ``metrics.jsonl`` is checked against the manifest: digesting gigabytes of weights that are not used here
+    would take longer than the comparison.
+
+    Raises:
+        ManifestError: the run is not finished, or its metrics were changed.
+        ComparisonError: the manifest names no arm or seed.
+    """
+    manifest = read_manifest(directory, "training", verify=False)
+    path = directory / "metrics.jsonl"
+    entry = manifest.files.get(path.name)
+    if entry is None or not path.is_file() or sha256_file(path) != entry.sha256:
+        raise ManifestError(f"{path} is missing or differs from its manifest. Copy or make the artifact again.")
+    arm, seed = manifest.config.get("arm"), manifest.config.get("seed")
+    if not isinstance(arm, dict) or "name" not in arm or not isinstance(seed, int):
+        raise ComparisonError(
+            f"{directory / 'manifest.json'}: config must hold arm.name and seed, got arm {arm!r} and seed {seed!r}."
+        )
+    return Training(
+        directory=directory,
+        arm=arm["name"],
+        seed=seed,
+        digest=manifest.digest,
+        config=dict(manifest.config.get("train") or {}),
+        metadata=manifest.metadata,
+        checkpoint_digest=_checkpoint_digest(directory / "checkpoint"),
+        rows=read_jsonl(path),
+    )
+
+
+def _checkpoint_digest(directory: Path) -> str | None:
+    if not (directory / "manifest.json").is_file():
+        return None
+    return Manifest.model_validate(json.loads((directory / "manifest.json").read_text(encoding="utf-8"))).digest

@@ -1,0 +1,182 @@
+"""Numbers as people read them: one place for the report, the command line and Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from progrpo.comparison.result import ArmResult, Comparison, Difference, Estimate
+from progrpo.metrics import EVAL_METRICS, pass_at
+
+NOT_RESOLVED = "not resolved"
+RESOLVED = "resolved"
+_PERCENT = ("eval/pass_at_", "eval/truncated_frac")
+_LABELS = {
+    "eval/entropy": "Entropy (nats)",
+    "eval/sampled_nll": "Sampled NLL (nats)",
+    "eval/distinct_correct": "Distinct correct",
+    "eval/completion_tokens": "Completion tokens",
+    "eval/truncated_frac": "Truncated (%)",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value and its interval, as text; ``interval`` is empty where there is none."""
+
+    value: str
+    interval: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.value} {self.interval}".rstrip()
+
+
+@dataclass(frozen=True)
+class HeadlineRow:
+    """One arm of the headline table; ``cells`` follow :func:`headline_columns`."""
+
+    arm: str
+    is_baseline: bool
+    cells: tuple[Cell, ...]
+
+
+def headline_columns(comparison: Comparison) -> list[str]:
+    """Return the headings of the headline table, after that of the arm."""
+    return [*(label(name) for name in _headline_metrics(comparison)), "Wall time per seed"]
+
+
+def headline_table(comparison: Comparison) -> list[HeadlineRow]:
+    """Return one row an arm: Pass@k at up to three k, entropy, distinct correct answers and wall time."""
+    return [
+        HeadlineRow(
+            arm=arm.name,
+            is_baseline=arm.name == comparison.baseline,
+            cells=(
+                *(estimate_cell(name, arm.metrics[name]) for name in _headline_metrics(comparison)),
+                Cell(wall_time_text(arm)),
+            ),
+        )
+        for arm in comparison.arms
+    ]
+
+
+def _headline_metrics(comparison: Comparison) -> list[str]:
+    return [*map(pass_at, comparison.headline_ks), "eval/entropy", "eval/distinct_correct"]
+
+
+def headline_sentences(comparison: Comparison) -> list[str]:
+    """Say for every trained arm, in one sentence, whether it beat the baseline at the largest k."""
+    k = comparison.ks[-1]
+    sentences = []
+    for difference in comparison.differences:
+        if difference.arm == "start" and len(comparison.differences) > 1:
+            continue
+        at_k = difference.metrics[pass_at(k)]
+        cell = difference_cell(pass_at(k), at_k)
+        meaning = ""
+        if not at_k.resolved:
+            meaning = "; the interval includes 0, so this comparison does not show which is better"
+        sentences.append(
+            f"{difference.arm} minus {comparison.baseline}: pass@{k} {cell.value} points {cell.interval}, "
+            f"{verdict(at_k)}{meaning}."
+        )
+    return sentences or [f"{comparison.baseline} is the only arm; there is nothing to compare it with."]
+
+
+def markdown_summary(comparison: Comparison) -> str:
+    """Return headline, warnings and both tables in Markdown, for a README or a model card."""
+    lines = [f"**{sentence}**" for sentence in headline_sentences(comparison)]
+    lines += ["", *(f"> Warning: {_escape(warning)}" for warning in comparison.warnings)]
+    columns = ["Arm", *headline_columns(comparison)]
+    rows = [[row.arm, *map(str, row.cells)] for row in headline_table(comparison)]
+    lines += ["", *_markdown_table(columns, rows)]
+    if comparison.differences:
+        rows = [
+            [d.arm, label(name), str(difference_cell(name, value)), verdict(value)]
+            for d in comparison.differences
+            for name, value in d.metrics.items()
+        ]
+        lines += ["", *_markdown_table(["Arm", "Metric", f"Arm minus {comparison.baseline}", "Verdict"], rows)]
+    lines += ["", f"{_basis(comparison)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _basis(comparison: Comparison) -> str:
+    seeds = ", ".join(f"{arm.name} {len(arm.seeds)}" for arm in comparison.arms if arm.seeds)
+    return (
+        f"{comparison.num_problems} problems, {comparison.num_samples} completions each; training seeds: "
+        f"{seeds or 'none'}. In brackets: {comparison.level:.0%} bootstrap intervals over seeds and problems."
+    )
+
+
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    head = "| " + " | ".join(columns) + " |"
+    body = ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in rows]
+    return [head, "|" + " --- |" * len(columns), *body]
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def verdict(difference: Difference) -> str:
+    """Return "resolved" or "not resolved"."""
+    return RESOLVED if difference.resolved else NOT_RESOLVED
+
+
+def label(name: str) -> str:
+    """Return a metric's heading, with its unit."""
+    if name.startswith("eval/pass_at_"):
+        return f"Pass@{name.removeprefix('eval/pass_at_')} (%)"
+    return _LABELS[name]
+
+
+def meaning(name: str) -> str:
+    """Return a metric's definition."""
+    return EVAL_METRICS["eval/pass_at_{k}" if name.startswith("eval/pass_at_") else name]
+
+
+def number(name: str, value: float) -> str:
+    """Format a metric's value alone."""
+    scale, digits = _scale(name)
+    return f"{value * scale:.{digits}f}"
+
+
+def estimate_cell(name: str, estimate: Estimate) -> Cell:
+    """Format an arm's estimate; fractions as percentages."""
+    return Cell(number(name, estimate.value), f"[{number(name, estimate.low)}, {number(name, estimate.high)}]")
+
+
+def difference_cell(name: str, difference: Difference) -> Cell:
+    """Format a difference with its sign; of fractions, in percentage points."""
+    scale, digits = _scale(name)
+    numbers = (difference.value, difference.low, difference.high)
+    value, low, high = (signed(scale * each, digits) for each in numbers)
+    return Cell(value, f"[{low}, {high}]")
+
+
+def signed(value: float, digits: int) -> str:
+    """Format with an explicit sign, a true minus, and none on what rounds to zero."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def _scale(name: str) -> tuple[float, int]:
+    if name.startswith(_PERCENT):
+        return 100.0, 1
+    return 1.0, 1 if name == "eval/completion_tokens" else 3
+
+
+def wall_time_text(arm: ArmResult) -> str:
+    """Return training plus evaluation time, mean over seeds."""
+    if arm.wall_time.train_s is None:
+        return f"{duration(arm.wall_time.eval_s)} (evaluation)"
+    return duration(arm.wall_time.train_s + arm.wall_time.eval_s)
+
+
+def duration(seconds: float) -> str:
+    """Format seconds as people say them: 43 s, 12 min, 3 h 05 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
