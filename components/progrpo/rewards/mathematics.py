@@ -1,0 +1,128 @@
+"""Verifier of the ``math`` task: math-verify in worker processes.
+
+math-verify calls sympy, which can run for minutes or take all memory on one expression, and its own timeout needs the
+main thread. So it runs in processes of its own, one JSON line a question, and one that takes too long is killed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import queue
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata, util
+
+from progrpo.errors import ConfigError
+from progrpo.rewards.verdict import UNSCORED, Verdict
+
+NUM_WORKERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+STARTUP_S = 120.0
+"""Wall time for a worker to import math-verify and sympy: 2 s where the disk is warm."""
+
+try:
+    VERSION = f"math-verify {metadata.version('math-verify')}"
+except metadata.PackageNotFoundError:
+    VERSION = "math-verify, not installed"
+
+
+class Worker:
+    """One process that verifies; started on first use, replaced after a timeout or a crash. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._buffer = b""
+
+    def verify(self, answer: str, completion: str, timeout_s: float) -> Verdict:
+        """Verify one completion; unscored if the process takes longer than ``timeout_s`` or ends."""
+        if self._process is None and not self._start():
+            return UNSCORED
+        reply = self._ask([answer, completion], timeout_s)
+        if reply is None:
+            self.close()
+            return UNSCORED
+        return Verdict(**reply)
+
+    def close(self) -> None:
+        """Kill the process, if there is one."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _start(self) -> bool:
+        self._buffer = b""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "progrpo.rewards.math_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        if self._ask(["1", "1"], STARTUP_S) is None:
+            self.close()
+            return False
+        return True
+
+    def _ask(self, question: list[str], timeout_s: float) -> dict[str, bool | str | None] | None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(question).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return None
+        deadline = time.monotonic() + timeout_s
+        while b"\n" not in self._buffer:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
+                return None
+            block = os.read(self._process.stdout.fileno(), 65536)
+            if not block:
+                return None
+            self._buffer += block
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        reply: dict[str, bool | str | None] = json.loads(line)
+        return reply
+
+
+_lock = threading.Lock()
+_workers: queue.LifoQueue[Worker] = queue.LifoQueue()
+"""Idle workers, the last used on top: a small batch starts no more processes than it needs."""
+
+
+def verify_all(items: Sequence[tuple[str, ...]], timeout_s: float) -> list[Verdict]:
+    """Verify (right answer, completion) pairs on up to :data:`NUM_WORKERS` processes, which stay for the next call.
+
+    Raises:
+        ConfigError: math-verify is not installed.
+    """
+    if util.find_spec("math_verify") is None:
+        raise ConfigError("the math task needs math-verify. Install progrpo[train].")
+    with _lock:
+        if _workers.empty():
+            for _ in range(NUM_WORKERS):
+                _workers.put(Worker())
+
+        def verify_one(item: tuple[str, ...]) -> Verdict:
+            worker = _workers.get()
+            try:
+                return worker.verify(item[0], item[1], timeout_s)
+            finally:
+                _workers.put(worker)
+
+        with ThreadPoolExecutor(min(NUM_WORKERS, -(-len(items) // 16))) as threads:
+            return list(threads.map(verify_one, items))
+
+
+@atexit.register
+def shutdown() -> None:
+    """End the worker processes; a later call starts new ones."""
+    while not _workers.empty():
+        _workers.get_nowait().close()
