@@ -51,24 +51,33 @@ def score_completions(
     for name, rows in (("prompt", prompts), ("completion", completions)):
         if empty := [i for i, row in enumerate(rows) if not row]:
             raise DataError(f"{name} {empty[0]} has no tokens: nothing to score.")
-    lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
-    tileable = _logits_are_head_of_hidden(model, prompts[0]) if lengths else True
+    rows = [(tuple(p), tuple(c)) for p, c in zip(prompts, completions, strict=True)]
+    if not rows:
+        return []
+    distinct = list(dict.fromkeys(rows))  # short answers repeat often among a prompt's samples
+    scores = dict(zip(distinct, _score_distinct(model, distinct), strict=True))
+    return [scores[row] for row in rows]
+
+
+def _score_distinct(model: PreTrainedModel, rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[Scores]:
+    lengths = [len(prompt) + len(completion) for prompt, completion in rows]
+    head = model.get_output_embeddings() if _logits_are_head_of_hidden(model, rows[0][0]) else None
     scores: dict[int, Scores] = {}
-    for batch in _batches(lengths, _FORWARD_TOKENS if tileable else 1):
-        ids, width = [[*prompts[i], *completions[i]] for i in batch], lengths[batch[0]]
-        tokens = torch.tensor([row + [0] * (width - len(row)) for row in ids], device=model.device)
-        if tileable:  # the token at position t is predicted at t - 1
+    for batch in _batches(lengths, 1 if head is None else _FORWARD_TOKENS):
+        width, completions = lengths[batch[0]], [rows[i][1] for i in batch]
+        padded = [[*rows[i][0], *rows[i][1]] + [0] * (width - lengths[i]) for i in batch]
+        tokens = torch.tensor(padded, device=model.device)
+        if head is None:
+            states = model(input_ids=tokens, use_cache=False, logits_to_keep=len(completions[0]) + 1).logits[0, :-1]
+        else:  # the token at position t is predicted at t - 1
             hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-            states = torch.cat([hidden[r, len(prompts[i]) - 1 : lengths[i] - 1] for r, i in enumerate(batch)])
-        else:
-            kept = len(completions[batch[0]]) + 1
-            states = model(input_ids=tokens, use_cache=False, logits_to_keep=kept).logits[0, :-1]
-        targets = torch.tensor([token for i in batch for token in completions[i]], device=model.device)
-        logprobs, entropies = _score_states(model.get_output_embeddings() if tileable else None, states, targets)
-        ends = np.cumsum([len(completions[i]) for i in batch])[:-1]
+            states = torch.cat([hidden[r, len(rows[i][0]) - 1 : lengths[i] - 1] for r, i in enumerate(batch)])
+        targets = torch.tensor([token for completion in completions for token in completion], device=model.device)
+        logprobs, entropies = _score_states(head, states, targets)
+        ends = np.cumsum([len(completion) for completion in completions])[:-1]
         for i, lp, entropy in zip(batch, np.split(logprobs, ends), np.split(entropies, ends), strict=True):
             scores[i] = Scores(lp, entropy)
-    return [scores[i] for i in range(len(lengths))]
+    return [scores[i] for i in range(len(rows))]
 
 
 def _score_states(

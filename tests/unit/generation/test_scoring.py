@@ -71,6 +71,20 @@ def test_logits_are_made_in_tiles_of_completion_tokens_only(
     assert sum(shape[0] for shape in rows) == sum(map(len, COMPLETIONS))
 
 
+def test_repeated_completions_are_scored_once(llama: PreTrainedModel) -> None:
+    tokens = []
+    handle = llama.model.register_forward_pre_hook(
+        lambda _, args, kwargs: tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    try:
+        first, other, again = score_completions(llama, [[5, 6]] * 3, [[7, 1], [8, 1], [7, 1]])
+    finally:
+        handle.remove()
+    assert tokens[-1] == 2 * 4
+    np.testing.assert_array_equal(first.logprobs, again.logprobs)
+    assert not np.array_equal(first.logprobs, other.logprobs)
+
+
 def test_llama_is_tiled(llama: PreTrainedModel) -> None:
     assert scoring._logits_are_head_of_hidden(llama, PROMPTS[0])
 
