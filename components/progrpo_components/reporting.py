@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
+import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -58,6 +61,7 @@ def reported(
         seed: its training seed.
         output: the directory it writes.
     """
+    _end_orderly_on_sigterm()
     name = "-".join(str(part) for part in (step, arm, seed) if part is not None)
     directory = os.environ.get(PROGRESS_DIR)
     if not directory:
@@ -75,6 +79,12 @@ def reported(
         _append(path, {"state": "failed", "error": text, "user_error": user_error})
         raise
     _append(path, {"state": "finished", "output": None if output is None else str(output)})
+
+
+def _end_orderly_on_sigterm() -> None:
+    """Turn SIGTERM into an exception: a pod that is deleted, or a run that is stopped, still closes its MLflow run."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
 
 
 def _append(path: Path, line: dict[str, object]) -> None:

@@ -1,1 +1,161 @@
-def main(): ...
+"""The ``progrpo`` command. Everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from progrpo import __version__
+from progrpo.config import PIPELINES
+from progrpo.errors import ConfigError, PipelineError, ProGRPOError
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+_EXAMPLES = """
+Examples:
+
+  progrpo run compare --preset smoke
+
+  progrpo run compare --preset smoke --set train.steps=20 --set 'seeds=[0]'
+
+  progrpo run evaluate --set checkpoint.uri=/models/qwen --set dataset.source='{type: file, train_uri: math.jsonl}'
+
+  progrpo step train --config train.yaml --output runs/grpo-0
+
+  progrpo compile --all
+"""
+
+app = typer.Typer(
+    help="Train reasoning LLMs with ProGRPO and prove whether it beat GRPO.",
+    epilog=_EXAMPLES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+PresetOption = Annotated[str | None, typer.Option("--preset", help="Defaults for a purpose; see: progrpo presets.")]
+PipelineArgument = Annotated[str, typer.Argument(metavar="PIPELINE", help=f"One of {', '.join(sorted(PIPELINES))}.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"progrpo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    pipeline: PipelineArgument,
+    preset: PresetOption = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set one parameter; the key is dotted, the value is YAML."),
+    ] = None,
+    params_file: Annotated[Path | None, typer.Option(help="YAML or JSON file with parameters.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Default: runs/PIPELINE-TIME.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Delete an earlier run in --output first.")] = False,
+) -> None:
+    """Run a pipeline on this machine, without a cluster.
+
+    Later sources win: defaults, --preset, --params-file, --set.
+    """
+    from rich.console import Console
+
+    from progrpo_pipelines.local import run_pipeline
+    from progrpo_pipelines.presets import resolve
+    from progrpo_pipelines.summary import print_summary
+
+    parameters = resolve(pipeline, preset=preset, params_file=params_file, settings=settings or ())
+    directory = output or Path("runs") / f"{pipeline}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    console = Console()
+    try:
+        result = run_pipeline(pipeline, parameters, directory, console=console, replace=replace)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; every step was stopped.", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    print_summary(result, console)
+
+
+@app.command()
+def step(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="prepare-dataset, import-checkpoint, train, ...")],
+    config: Annotated[Path, typer.Option(help="YAML or JSON file with the step's settings and inputs.")],
+    output: Annotated[Path, typer.Option(help="Directory to make; it must not hold anything yet.")],
+) -> None:
+    """Run one step, without Kubeflow."""
+    import logging
+
+    from progrpo_components.standalone import STEPS, run_step
+    from progrpo_pipelines.presets import check_name, read_mapping
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    check_name("step", name, STEPS)
+    manifest = run_step(name, read_mapping(config), output, source=str(config))
+    typer.echo(f"{output}: {manifest.kind} {manifest.digest[:12]}")
+
+
+@app.command("compile")
+def compile_(
+    pipeline: Annotated[str | None, typer.Argument(metavar="[PIPELINE]", help="Default with --all: every one.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every pipeline, and each with every preset.")] = False,
+    preset: PresetOption = None,
+    output: Annotated[Path, typer.Option(help="Directory to write into.")] = Path("pipelines/compiled"),
+    registry: Annotated[
+        str | None, typer.Option(help="Registry and folder of the images.", envvar="PROGRPO_IMAGE_REGISTRY")
+    ] = None,
+) -> None:
+    """Compile pipelines to the YAML that Kubeflow takes."""
+    from progrpo_components.images import REGISTRY_VARIABLE
+    from progrpo_pipelines.presets import check_name
+
+    if every == (pipeline is not None):
+        raise ConfigError("give either the name of a pipeline or --all.")
+    if every and preset is not None:
+        raise ConfigError("--all compiles every preset; give --preset with the name of a pipeline.")
+    if pipeline is not None:
+        check_name("pipeline", pipeline, PIPELINES)
+    if registry is not None:
+        os.environ[REGISTRY_VARIABLE] = registry  # read where the components are defined
+    from progrpo_pipelines.compiling import compile_all, compile_pipeline
+
+    paths = [compile_pipeline(pipeline, output, preset=preset)] if pipeline else compile_all(output)
+    for path in paths:
+        typer.echo(str(path))
+
+
+@app.command()
+def presets() -> None:
+    """List the presets."""
+    from progrpo_pipelines.presets import describe_preset, preset_names
+
+    for name in preset_names():
+        typer.echo(f"{name:<12} {describe_preset(name)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; a mistake of the user's becomes one message and exit code 2, never a traceback."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="progrpo")
+    except ProGRPOError as error:
+        typer.echo(f"error: {error}", err=True)
+        users = not isinstance(error, PipelineError) or getattr(error, "user_error", False)
+        sys.exit(EXIT_USAGE if users else EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    main()

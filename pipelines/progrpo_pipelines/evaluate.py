@@ -5,7 +5,7 @@ from typing import Any
 from kfp import dsl
 
 from progrpo_pipelines import wiring
-from progrpo_pipelines.defaults import defaults_of
+from progrpo_pipelines.presets import defaults_of
 
 _D = defaults_of("evaluate")
 

@@ -22,7 +22,7 @@ def validate_inputs(
     arms: Optional[list[Any]] = None,  # noqa: UP045
     seeds: Optional[list[Any]] = None,  # noqa: UP045
     arm: Optional[dict[str, Any]] = None,  # noqa: UP045
-    seed: Optional[int] = None,  # noqa: UP045
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Check the parameters of a pipeline run, all at once, in a minute instead of after hours.
 
@@ -43,6 +43,8 @@ def validate_inputs(
         The training runs to make: a list of {arm, seed}.
     """
     given = {name: value for name, value in locals().items() if name != "pipeline" and value is not None}
+    if arm is None:
+        del given["seed"]  # kfp.local 2.17 cannot leave an integer out
 
     from progrpo_components import steps
 

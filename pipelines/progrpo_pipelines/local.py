@@ -1,0 +1,202 @@
+"""Run a pipeline on this machine, in this Python environment: what ``progrpo run`` does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from progrpo.config import EvaluatePipeline
+from progrpo.errors import ConfigError, PipelineError
+from progrpo.manifest import write_atomic
+from progrpo_components.reporting import PROGRESS_DIR
+from progrpo_components.steps import RUN_ID_VARIABLE, RUN_NAME_VARIABLE
+from progrpo_pipelines.local_worker import PARAMETERS_NAME
+from progrpo_pipelines.presets import arguments_of
+from progrpo_pipelines.progress import ProgressReader, StepRow, open_display
+
+LOG_NAME = "pipeline.log"
+_POLL_S = 0.2
+_GRACE_S = 5.0
+_ERROR_LINES = 12
+
+
+class StepFailedError(PipelineError):
+    """A step failed; ``user_error`` tells a mistake in the input from a fault of ours or of the machine."""
+
+    def __init__(self, message: str, user_error: bool = False) -> None:
+        super().__init__(message, user_error)
+        self.user_error = user_error
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A pipeline run that ended well."""
+
+    directory: Path
+    tracking_uri: str
+    wall_time_s: float
+    steps: tuple[StepRow, ...]
+
+    def output_of(self, step: str) -> Path | None:
+        """The directory that the last step of this name wrote."""
+        return next((row.output for row in reversed(self.steps) if row.step == step), None)
+
+
+def run_pipeline(
+    name: str, parameters: EvaluatePipeline, directory: Path, *, console: Console, replace: bool = False
+) -> RunResult:
+    """Run a pipeline with kfp.local and show its progress.
+
+    Args:
+        name: the pipeline.
+        parameters: its checked parameters.
+        directory: where everything the run writes goes; must be absent or empty.
+        console: where progress is shown.
+        replace: delete an earlier run that lies in ``directory``.
+
+    Raises:
+        ConfigError: ``directory`` holds something else.
+        StepFailedError: a step failed, with that step's own message; the steps still running are ended.
+        KeyboardInterrupt: interrupted; every process that was started is gone.
+    """
+    directory = directory.resolve()
+    _prepare_directory(directory, replace=replace)
+    request = {"pipeline": name, "parameters": arguments_of(parameters)}
+    write_atomic(directory / PARAMETERS_NAME, json.dumps(request, indent=2))
+    environment = _environment(directory)
+    started = time.monotonic()
+    reader = ProgressReader(Path(environment[PROGRESS_DIR]))
+    with _worker(directory, environment) as worker, open_display(console) as display:
+        while worker.poll() is None:
+            display.show(reader.rows())
+            _raise_failure(reader, directory)
+            time.sleep(_POLL_S)
+        display.show(reader.rows())
+        _raise_failure(reader, directory)
+        if worker.returncode:
+            raise _failure_in_log(directory / LOG_NAME)
+    shutil.rmtree(environment["TMPDIR"])
+    return RunResult(directory, environment["MLFLOW_TRACKING_URI"], time.monotonic() - started, tuple(reader.rows()))
+
+
+def _prepare_directory(directory: Path, *, replace: bool) -> None:
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        if not (directory / PARAMETERS_NAME).is_file():
+            raise ConfigError(f"--output {directory} exists and is not a run of progrpo; give another directory.")
+        if not replace:
+            raise ConfigError(f"--output {directory} holds an earlier run; give another directory, or --replace.")
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+
+
+def _environment(directory: Path) -> dict[str, str]:
+    """What the tasks of a local run find in their environment; they share one machine and this Python."""
+    defaults = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{directory.parent / 'mlflow.db'}",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    temporary = directory / "tmp"  # kfp leaves a folder there for every task
+    temporary.mkdir()
+    return {
+        **defaults,
+        **os.environ,
+        PROGRESS_DIR: str(directory / "progress"),
+        RUN_ID_VARIABLE: f"{directory.name}-{time.time_ns():x}",
+        RUN_NAME_VARIABLE: directory.name,
+        "PYTHONUNBUFFERED": "1",
+        "TMPDIR": str(temporary),
+    }
+
+
+@contextmanager
+def _worker(directory: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start the worker in a process group of its own; on the way out the whole group is gone, whatever happened."""
+    command = [sys.executable, "-m", "progrpo_pipelines.local_worker", str(directory)]
+    with (directory / LOG_NAME).open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=dict(environment),
+            start_new_session=True,
+        )
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield process
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
+        _end_group(process)
+        signal.signal(signal.SIGINT, interrupted)
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    for sent in (signal.SIGTERM, signal.SIGKILL):
+        if _group_exists(process):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, sent)
+        deadline = time.monotonic() + _GRACE_S
+        while _group_exists(process) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def _group_exists(process: subprocess.Popen[bytes]) -> bool:
+    process.poll()  # reaps the worker, which would keep its group alive as a zombie
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _raise_failure(reader: ProgressReader, directory: Path) -> None:
+    for row in reader.rows():
+        if row.state == "failed":
+            raise StepFailedError(f"{row.label} failed: {row.error}", row.user_error)
+    for row in reader.killed():
+        raise StepFailedError(
+            f"{row.label} failed: its process ended without an error of its own, so something killed it; most often "
+            f"that is the system, out of memory. Make the step smaller, or see {directory / LOG_NAME}."
+        )
+
+
+def _failure_in_log(log: Path) -> StepFailedError:
+    """The last traceback of the log, for a task that failed before it could report."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    starts = [i for i, line in enumerate(lines) if line.strip() == "Traceback (most recent call last):"]
+    if not starts:
+        return StepFailedError("\n".join([f"the pipeline failed; the end of {log}:", *lines[-_ERROR_LINES:]]))
+    block = lines[starts[-1] :]
+    indent = len(block[0]) - len(block[0].lstrip())
+    end = next((i for i, line in enumerate(block) if i and line[indent : indent + 1] != " "), len(block) - 1)
+    error = block[end].strip()
+    ours = re.match(r"progrpo\.errors\.\w+: (.*)", error)
+    if ours:
+        return StepFailedError(ours[1], user_error=True)
+    return StepFailedError("\n".join([*block[max(0, end - _ERROR_LINES) : end], error, f"The whole log: {log}"]))
