@@ -51,12 +51,12 @@ def score_completions(
     for name, rows in (("prompt", prompts), ("completion", completions)):
         if empty := [i for i, row in enumerate(rows) if not row]:
             raise DataError(f"{name} {empty[0]} has no tokens: nothing to score.")
-    rows = [(tuple(p), tuple(c)) for p, c in zip(prompts, completions, strict=True)]
-    if not rows:
+    pairs = [(tuple(p), tuple(c)) for p, c in zip(prompts, completions, strict=True)]
+    if not pairs:
         return []
-    distinct = list(dict.fromkeys(rows))  # short answers repeat often among a prompt's samples
+    distinct = list(dict.fromkeys(pairs))  # short answers repeat often among a prompt's samples
     scores = dict(zip(distinct, _score_distinct(model, distinct), strict=True))
-    return [scores[row] for row in rows]
+    return [scores[pair] for pair in pairs]
 
 
 def _score_distinct(model: PreTrainedModel, rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[Scores]:

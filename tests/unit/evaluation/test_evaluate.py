@@ -1,0 +1,256 @@
+"""The evaluate step on the embedded checkpoint: its artifact, its repetition, its refusals."""
+
+import json
+import logging
+import shutil
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from progrpo.config import GRPO, Arm, EvaluateConfig
+from progrpo.errors import CheckpointError, ConfigError, DataError, ManifestError
+from progrpo.evaluation import evaluate as module
+from progrpo.evaluation.evaluate import evaluate
+from progrpo.manifest import read_manifest, write_manifest
+from progrpo.metrics import Progress
+from progrpo.rewards import Verdict
+
+CONFIG = EvaluateConfig(num_samples=6, temperature=1.0, top_p=1.0, max_completion_tokens=9, batch_size=30)
+
+
+def _result(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "evaluation.json").read_text())
+
+
+def _rows(directory: Path) -> list[dict[str, Any]]:
+    return pq.read_table(directory / "samples.parquet").to_pylist()
+
+
+@pytest.fixture(scope="module")
+def evaluation(tiny_dataset: Path, embedded_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("evaluation")
+    evaluate(CONFIG, dataset=tiny_dataset, checkpoint=embedded_checkpoint, output=output)
+    return output
+
+
+def test_artifact(evaluation: Path, tiny_dataset: Path, embedded_checkpoint: Path) -> None:
+    manifest = read_manifest(evaluation, "evaluation")
+    dataset, checkpoint = read_manifest(tiny_dataset, "dataset"), read_manifest(embedded_checkpoint, "checkpoint")
+    assert manifest.inputs == {"dataset": dataset.digest, "checkpoint": checkpoint.digest}
+    assert EvaluateConfig.model_validate(manifest.config["evaluation"]) == CONFIG
+    result = _result(evaluation)
+    assert (result["arm"], result["algorithm"], result["seed"]) == ("start", None, None)
+    assert (result["num_problems"], result["num_samples"], result["ks"]) == (16, 6, [1, 2, 4, 6])
+    assert (result["checkpoint_digest"], result["train_wall_time_s"]) == (checkpoint.digest, None)
+    assert result["protocol"]["dataset_digest"] == dataset.digest
+    assert result["protocol"]["temperature"] == 1.0
+    assert set(result["protocol"]["verifier"]) == {"countdown"}
+    assert {"torch", "transformers", "progrpo", "python"} <= set(result["versions"])
+    assert result["unscored"] == 0
+
+
+def test_samples_are_every_completion_once_in_order(evaluation: Path) -> None:
+    rows = _rows(evaluation)
+    ids = [f"{row['problem_id']}/{row['sample_index']}" for row in rows]
+    problems = list(dict.fromkeys(row["problem_id"] for row in rows))
+    assert ids == [f"{problem}/{i}" for problem in problems for i in range(6)]
+    assert len(problems) == 16
+    assert pq.ParquetFile(evaluation / "samples.parquet").num_row_groups == 4  # 30 completions a batch: 5 problems
+    assert all(0 < row["num_tokens"] <= 9 for row in rows)
+    assert all(row["finish_reason"] == "stop" or row["num_tokens"] == 9 for row in rows)
+    assert all(row["logprob_sum"] < 0 < row["entropy_sum"] for row in rows)
+    assert all(row["answer"] is not None for row in rows if row["correct"])
+
+
+def test_metrics_recomputed_from_samples(evaluation: Path) -> None:
+    """Plain loops over the rows, and Pass@k by listing every k-subset of a problem's completions."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in _rows(evaluation):
+        groups.setdefault(row["problem_id"], []).append(row)
+    rows = [row for group in groups.values() for row in group]
+    tokens = sum(row["num_tokens"] for row in rows)
+    expected = {
+        "eval/entropy": sum(row["entropy_sum"] for row in rows) / tokens,
+        "eval/sampled_nll": -sum(row["logprob_sum"] for row in rows) / tokens,
+        "eval/distinct_correct": sum(len({r["answer"] for r in g if r["correct"]}) for g in groups.values()) / 16,
+        "eval/completion_tokens": tokens / len(rows),
+        "eval/truncated_frac": sum(row["finish_reason"] == "length" for row in rows) / len(rows),
+    }
+    for k in (1, 2, 4, 6):
+        hits = [[any(r["correct"] for r in subset) for subset in combinations(g, k)] for g in groups.values()]
+        expected[f"eval/pass_at_{k}"] = sum(sum(hit) / len(hit) for hit in hits) / 16
+    metrics = _result(evaluation)["metrics"]
+    assert {name: metric["value"] for name, metric in metrics.items()} == pytest.approx(expected, rel=1e-12)
+    assert all(metric["low"] <= metric["value"] <= metric["high"] for metric in metrics.values())
+    assert 0 < expected["eval/pass_at_1"] < expected["eval/pass_at_6"] < 1, "the case must be able to tell"
+
+
+def test_scores_are_those_of_the_checkpoint(evaluation: Path, embedded_checkpoint: Path, tiny_dataset: Path) -> None:
+    """A completion that ended is tokenised again and scored by one plain forward."""
+    import torch
+    from progrpo.data.dataset import load_problems
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded_checkpoint)
+    model = AutoModelForCausalLM.from_pretrained(embedded_checkpoint)
+    prompts = {problem.id: problem.prompt for problem in load_problems(tiny_dataset, "eval")}
+    for row in [row for row in _rows(evaluation) if row["finish_reason"] == "stop"][:10]:
+        text = tokenizer.apply_chat_template(prompts[row["problem_id"]], add_generation_prompt=True, tokenize=False)
+        prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+        completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        assert len(completion) == row["num_tokens"]
+        logprobs = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        assert row["logprob_sum"] == pytest.approx(logprobs[range(len(completion)), completion].sum().item(), abs=1e-4)
+        assert row["entropy_sum"] == pytest.approx(-(logprobs.exp() * logprobs).sum().item(), abs=1e-4)
+
+
+def test_repeats_exactly_with_the_same_seed(
+    evaluation: Path, tiny_dataset: Path, embedded_checkpoint: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    torch.manual_seed(1234)  # what ran before must not matter
+    inputs = {"dataset": tiny_dataset, "checkpoint": embedded_checkpoint}
+    evaluate(CONFIG, **inputs, output=tmp_path / "again")
+    assert (tmp_path / "again/samples.parquet").read_bytes() == (evaluation / "samples.parquet").read_bytes()
+    first, again = _result(evaluation), _result(tmp_path / "again")
+    assert first.pop("eval_wall_time_s") > 0
+    assert again.pop("eval_wall_time_s") > 0
+    assert first == again
+
+    evaluate(CONFIG.model_copy(update={"seed": 1}), **inputs, output=tmp_path / "other")
+    assert _rows(tmp_path / "other") != _rows(evaluation)
+
+
+def test_the_first_problems_alone_give_the_same_completions(
+    evaluation: Path, tiny_dataset: Path, embedded_checkpoint: Path, tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(update={"max_problems": 10})
+    evaluate(config, dataset=tiny_dataset, checkpoint=embedded_checkpoint, output=tmp_path)
+    assert _rows(tmp_path) == _rows(evaluation)[:60]
+
+
+def test_a_problems_samples_may_span_batches(tiny_dataset: Path, embedded_checkpoint: Path, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"max_problems": 2, "num_samples": 25, "batch_size": 10})
+    progress = Progress(tmp_path / "progress.jsonl")
+    evaluate(config, dataset=tiny_dataset, checkpoint=embedded_checkpoint, output=tmp_path / "out", progress=progress)
+    rows = _rows(tmp_path / "out")
+    assert [row["sample_index"] for row in rows] == [*range(25), *range(25)]
+    texts = [row["completion"] for row in rows[:25]]
+    assert texts[:10] != texts[10:20], "batches of one problem must draw anew"
+    lines = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    assert [line["done"] for line in lines] == [10, 20, 25, 35, 45, 50]
+    assert {line["total"] for line in lines} == {50}
+
+
+def test_a_trained_arm_names_algorithm_seed_and_wall_time(
+    tiny_dataset: Path, embedded_checkpoint: Path, tmp_path: Path
+) -> None:
+    training = tmp_path / "training"
+    training.mkdir()
+    write_manifest(training, "training", metadata={"train_wall_time_s": 12.5})
+    config = CONFIG.model_copy(update={"max_problems": 1})
+    inputs = {"dataset": tiny_dataset, "checkpoint": embedded_checkpoint, "output": tmp_path / "out"}
+    manifest = evaluate(config, **inputs, arm=Arm(name="baseline", algorithm=GRPO()), seed=3, training=training)
+    result = _result(tmp_path / "out")
+    assert (result["arm"], result["algorithm"], result["seed"]) == ("baseline", {"type": "grpo"}, 3)
+    assert result["train_wall_time_s"] == 12.5
+    assert manifest.config["arm"]["name"] == "baseline"
+    with pytest.raises(ConfigError, match="a trained arm has a seed"):
+        evaluate(config, **inputs, arm=Arm(name="baseline", algorithm=GRPO()))
+
+
+def test_unscored_completions_are_counted_and_warned_of(
+    tiny_dataset: Path,
+    embedded_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    verdicts = [Verdict(correct=True, answer="1", scored=True)] * 4 + [
+        Verdict(correct=False, answer=None, scored=False)
+    ] * 2
+    monkeypatch.setattr(module, "verify_batch", lambda items: verdicts * (len(items) // 6))
+    config = CONFIG.model_copy(update={"max_problems": 5})
+    with caplog.at_level(logging.WARNING, logger=module.__name__):
+        evaluate(config, dataset=tiny_dataset, checkpoint=embedded_checkpoint, output=tmp_path)
+    result = _result(tmp_path)
+    assert result["unscored"] == 10
+    assert result["metrics"]["eval/pass_at_1"]["value"] == pytest.approx(4 / 6)
+    assert "10 of 30 completions could not be scored" in caplog.text
+
+
+def test_a_failure_leaves_no_artifact_not_even_an_old_one(
+    evaluation: Path, tiny_dataset: Path, embedded_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(evaluation, output)
+
+    def fail(items: object) -> None:
+        raise RuntimeError("verifier fell over")
+
+    monkeypatch.setattr(module, "verify_batch", fail)
+    with pytest.raises(RuntimeError, match="fell over"):
+        evaluate(CONFIG, dataset=tiny_dataset, checkpoint=embedded_checkpoint, output=output)
+    with pytest.raises(ManifestError, match="not a finished evaluation"):
+        read_manifest(output, "evaluation")
+
+
+def _without_chat_template(source: Path, target: Path) -> Path:
+    shutil.copytree(source, target)
+    (target / "chat_template.jinja").unlink(missing_ok=True)
+    path = target / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    settings.pop("chat_template", None)
+    path.write_text(json.dumps(settings))
+    write_manifest(target, "checkpoint")
+    return target
+
+
+def test_no_chat_template(tiny_dataset: Path, embedded_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = _without_chat_template(embedded_checkpoint, tmp_path / "checkpoint")
+    with pytest.raises(CheckpointError, match="no chat template"):
+        evaluate(CONFIG, dataset=tiny_dataset, checkpoint=checkpoint, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_completions_that_exceed_the_context(tiny_dataset: Path, embedded_checkpoint: Path, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"max_completion_tokens": 8192})
+    with pytest.raises(ConfigError, match=r"max_completion_tokens = 8192 .* Set max_completion_tokens to at most \d+"):
+        evaluate(config, dataset=tiny_dataset, checkpoint=embedded_checkpoint, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prompt_that_fills_the_context_is_named(
+    tiny_dataset: Path, embedded_checkpoint: Path, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(embedded_checkpoint, checkpoint)
+    settings = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": 8}))
+    write_manifest(checkpoint, "checkpoint")
+    with pytest.raises(DataError, match=r"problem '.+': its prompt has \d+ tokens"):
+        evaluate(CONFIG, dataset=tiny_dataset, checkpoint=checkpoint, output=tmp_path / "out")
+
+
+def test_no_held_out_problems(tiny_dataset: Path, embedded_checkpoint: Path, tmp_path: Path) -> None:
+    dataset = tmp_path / "dataset"
+    shutil.copytree(tiny_dataset, dataset)
+    empty = pq.read_table(dataset / "eval.parquet").slice(0, 0)
+    pq.write_table(empty, dataset / "eval.parquet")
+    write_manifest(dataset, "dataset")
+    with pytest.raises(DataError, match="eval"):
+        evaluate(CONFIG, dataset=dataset, checkpoint=embedded_checkpoint, output=tmp_path / "out")
+
+
+@pytest.mark.parametrize("broken", ["dataset", "checkpoint"])
+def test_inputs_must_be_artifacts_of_their_kind(
+    tiny_dataset: Path, embedded_checkpoint: Path, tmp_path: Path, broken: str
+) -> None:
+    inputs = {"dataset": tiny_dataset, "checkpoint": embedded_checkpoint}
+    swapped = {"dataset": embedded_checkpoint, "checkpoint": tiny_dataset}
+    with pytest.raises(ManifestError, match=f"but a {broken} artifact is needed"):
+        evaluate(CONFIG, **(inputs | {broken: swapped[broken]}), output=tmp_path / "out")
