@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 from progrpo.comparison.curves import logged_metrics, training_curves
 from progrpo.comparison.palette import Look, looks
 from progrpo.comparison.result import Comparison, Estimate
-from progrpo.comparison.sources import Evaluation, Floats, Training
+from progrpo.comparison.sources import Evaluation, Floats, Training, read_prompts
 from progrpo.comparison.tables import label
 from progrpo.metrics import TRAIN_METRICS
 
@@ -32,7 +33,8 @@ class Chart:
 
     id: str
     title: str
-    description: str
+    caption: str  # shown below the plot
+    description: str  # what a screen reader says instead of it
     figure: dict[str, Any] = field(repr=False)
     small: bool = False
 
@@ -69,7 +71,12 @@ def pass_at_k_chart(comparison: Comparison) -> Chart:
             name=arm.name,
             legendgroup=arm.name,
             line={"color": look.colour, "width": 2.5, "dash": look.dash},
-            marker={"symbol": look.marker, "size": [8 if p.k in reported else 0 for p in arm.curve]},
+            marker={
+                "symbol": look.marker,
+                "color": look.colour,
+                "size": [8 if p.k in reported else 0 for p in arm.curve],
+                "line": {"width": 1, "color": look.colour},
+            },
             hovertemplate="%{y:.1f} % [%{customdata[0]:.1f}, %{customdata[1]:.1f}]",
         )
     ks = list(comparison.ks)
@@ -79,7 +86,11 @@ def pass_at_k_chart(comparison: Comparison) -> Chart:
     ends = "; ".join(
         f"{arm.name} {100 * arm.curve[0].value:.1f} % to {100 * arm.curve[-1].value:.1f} %" for arm in comparison.arms
     )
-    return _chart("pass-at-k", "Pass@k", f"Pass@k from k = 1 to k = {comparison.num_samples}: {ends}.", figure)
+    caption = (
+        f"The chance that at least one of k completions is correct; bands are {100 * comparison.level:g} % intervals. "
+        "Bands that overlap can hide a resolved difference: differences are paired by problem, bands are not."
+    )
+    return _chart("pass-at-k", f"Every k up to {comparison.num_samples}", caption, f"Pass@k: {ends}.", figure)
 
 
 def bar_charts(comparison: Comparison) -> list[Chart]:
@@ -118,7 +129,8 @@ def _bars(comparison: Comparison, metric: str, chart_id: str, title: str) -> Cha
     figure.update_xaxes(type="category")
     figure.update_yaxes(title=label(metric), rangemode="tozero")
     words = "; ".join(f"{arm} {e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" for arm, e in estimates.items())
-    return _chart(chart_id, title, f"{title}: {words}.", figure, small=True)
+    caption = f"Bars: the mean over seeds. Lines: {100 * comparison.level:g} % intervals."
+    return _chart(chart_id, title, caption, f"{title}: {words}.", figure, small=True)
 
 
 def training_charts(comparison: Comparison, trainings: Sequence[Training]) -> tuple[list[Chart], list[Chart]]:
@@ -165,9 +177,10 @@ def _training_chart(metric: str, trainings: Sequence[Training], styles: Mapping[
         shown.add(curve.arm)
     figure.update_xaxes(title="step")
     small = metric not in _MAIN_TRAIN_METRICS
-    title = metric.removeprefix("train/")
     ends = "; ".join(f"{c.arm} seed {c.seed} from {c.smoothed[0]:.3g} to {c.smoothed[-1]:.3g}" for c in curves)
-    return _chart(_chart_id(metric), title, f"{TRAIN_METRICS[metric]}. Over training: {ends}.", figure, small=small)
+    meaning = TRAIN_METRICS[metric]
+    caption = f"{meaning[0].upper()}{meaning[1:]}."
+    return _chart(_chart_id(metric), metric, caption, f"Over training: {ends}.", figure, small=small)
 
 
 def scatter_chart(comparison: Comparison, evaluations: Mapping[str, Sequence[Evaluation]]) -> Chart | None:
@@ -179,6 +192,7 @@ def scatter_chart(comparison: Comparison, evaluations: Mapping[str, Sequence[Eva
         return None
     styles = looks([arm.name for arm in comparison.arms])
     ids = evaluations[comparison.baseline][0].problem_ids
+    prompts = read_prompts(evaluations[comparison.baseline][0].directory)
     rng = np.random.default_rng(0)
     chosen = np.sort(rng.permutation(len(ids))[:_MAX_SCATTER_PROBLEMS])
     baseline_P = success_rates(evaluations[comparison.baseline])[chosen]
@@ -197,10 +211,10 @@ def scatter_chart(comparison: Comparison, evaluations: Mapping[str, Sequence[Eva
             y=100 * (arm_P + shift_2P[1]),
             mode="markers",
             name=arm,
-            # The default start marker is hollow, hence the same colour for line and fill.
             marker={"color": styles[arm].colour, "symbol": styles[arm].marker, "size": 6, "opacity": 0.55},
             text=[
-                f"{html.escape(ids[p])}<br>{comparison.baseline} {100 * x:.0f} %, {arm} {100 * y:.0f} %"
+                _hover_text(ids[p], prompts.get(ids[p]))
+                + f"<br>{comparison.baseline} {100 * x:.0f} %, {arm} {100 * y:.0f} %"
                 for p, x, y in zip(chosen, baseline_P, arm_P, strict=True)
             ],
             hovertemplate="%{text}<extra></extra>",
@@ -214,7 +228,18 @@ def scatter_chart(comparison: Comparison, evaluations: Mapping[str, Sequence[Eva
         f"{int((success_rates(evaluations[arm])[chosen] < baseline_P).sum())} of {len(chosen)} problems"
         for arm in others
     )
-    return _chart("per-problem", "Success rate of each problem", f"Against {comparison.baseline}: {words}.", figure)
+    caption = (
+        f"One point a problem{'' if len(chosen) == len(ids) else f' ({len(chosen)} of {len(ids)}, drawn at random)'}, "
+        f"moved a little so that equal points show. Above the dotted line the arm solves the problem more often than "
+        f"{comparison.baseline}."
+    )
+    return _chart("per-problem", "Success rate of each problem", caption, f"{words}.", figure)
+
+
+def _hover_text(problem_id: str, prompt: str | None) -> str:
+    """Escape for Plotly, which would take tags for formatting and links, and break long lines."""
+    lines = textwrap.wrap(prompt or "", 70, max_lines=6, placeholder=" …")
+    return "<br>".join(html.escape(line) for line in [problem_id, *lines])
 
 
 def success_rates(evaluations: Sequence[Evaluation]) -> Floats:
@@ -223,7 +248,7 @@ def success_rates(evaluations: Sequence[Evaluation]) -> Floats:
     return rates
 
 
-def _chart(chart_id: str, title: str, description: str, figure: Any, *, small: bool = False) -> Chart:
+def _chart(chart_id: str, title: str, caption: str, description: str, figure: Any, *, small: bool = False) -> Chart:
     figure.update_layout(
         template="none",
         margin={"l": 56, "r": 12, "t": 12, "b": 48},
@@ -235,4 +260,4 @@ def _chart(chart_id: str, title: str, description: str, figure: Any, *, small: b
     figure.update_yaxes(zeroline=False, automargin=True)
     values = json.loads(figure.to_json())
     values["layout"].pop("template", None)
-    return Chart(chart_id, title, description, values, small)
+    return Chart(chart_id, title, caption, description, values, small)

@@ -67,12 +67,12 @@ def _refuse_other_problems(first: Evaluation, other: Evaluation) -> None:
     if first.problem_ids == other.problem_ids:
         return
     mine, theirs = set(first.problem_ids), set(other.problem_ids)
-    only = {first: sorted(mine - theirs), other: sorted(theirs - mine)}
-    parts = [
-        f"{len(evaluation.problem_ids)} in {evaluation.directory} ({evaluation.label}; {len(ids)} only there"
-        + (f", for example {ids[0]!r})" if ids else ")")
-        for evaluation, ids in only.items()
-    ]
+    parts = []
+    for evaluation, ids in ((first, sorted(mine - theirs)), (other, sorted(theirs - mine))):
+        example = f", for example {ids[0]!r}" if ids else ""
+        parts.append(
+            f"{len(evaluation.problem_ids)} in {evaluation.directory} ({evaluation.label}; {len(ids)} only there{example})"
+        )
     raise ComparisonError(f"problems differ: {' and '.join(parts)}. Evaluate both on the same dataset.")
 
 

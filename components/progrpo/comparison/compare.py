@@ -102,7 +102,9 @@ def _estimate(
         protocol={key: first.protocol.get(key) for key in PROTOCOL_KEYS},
         arms=tuple(arms),
         differences=tuple(
-            subtract(of_arm, baseline, metrics, config) for arm, of_arm in by_arm.items() if arm != config.baseline
+            subtract(by_arm[arm], baseline, metrics, config)
+            for arm in sorted(by_arm, key=lambda arm: arm == START)  # stable: start last
+            if arm != config.baseline
         ),
         warnings=tuple(find_warnings(everything, trainings)),
     )

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from progrpo.comparison.charts import success_rates
 from progrpo.comparison.result import Comparison
-from progrpo.comparison.sources import Evaluation
-from progrpo.errors import ComparisonError
+from progrpo.comparison.sources import Evaluation, read_prompts
 
 _MAX_CHARACTERS = 2000
 _PER_REASON = 2
@@ -86,25 +84,6 @@ def find_examples(comparison: Comparison, evaluations: Mapping[str, Sequence[Eva
         )
         for p, reason in reasons.items()
     ]
-
-
-def read_prompts(directory: Path, problem_ids: Sequence[str] | None = None) -> dict[str, str]:
-    """Read the prompts of an evaluation as text, where it kept them in ``problems.parquet``; else nothing."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = directory / "problems.parquet"
-    if not path.is_file():
-        return {}
-    filters = None if problem_ids is None else [("problem_id", "in", list(problem_ids))]
-    try:
-        rows = pq.read_table(path, columns=["problem_id", "prompt"], filters=filters).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise ComparisonError(f"{path} cannot be read with the columns problem_id, prompt: {error}") from None
-    return {
-        row["problem_id"]: "\n\n".join(f"{message['role']}: {message['content']}" for message in row["prompt"])
-        for row in rows
-    }
 
 
 def _read_completions(evaluation: Evaluation, problem_ids: Sequence[str]) -> dict[str, list[Completion]]:

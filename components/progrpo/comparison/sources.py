@@ -6,6 +6,7 @@ Dimensions: P problems, sorted by id.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,9 @@ def _count(directory: Path, summary: EvaluationSummary) -> dict[str, Any]:
         table = pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowException) as error:
         raise ComparisonError(f"{path} cannot be read with the columns {', '.join(columns)}: {error}") from None
-    # A problem's distinct correct answers: wrong completions become null, which count_distinct leaves out.
-    answers = pc.if_else(table["correct"], table["answer"].cast(pa.string()), pa.scalar(None, pa.string()))
+    # Wrong completions become null, which count_distinct leaves out; a correct one without an answer still counts.
+    answers = pc.coalesce(table["answer"].cast(pa.string()), pa.scalar(""))
+    answers = pc.if_else(table["correct"], answers, pa.scalar(None, pa.string()))
     table = table.append_column("correct_answer", answers)
     table = table.append_column("truncated", pc.equal(table["finish_reason"], "length"))
     for name in ("logprob_sum", "entropy_sum"):  # float32 sums would lose digits over many completions
@@ -169,6 +171,25 @@ def _count(directory: Path, summary: EvaluationSummary) -> dict[str, Any]:
         "num_truncated_P": column("truncated_sum").astype(np.int64),
         "entropy_sum_P": column("entropy_sum_sum"),
         "nll_sum_P": -column("logprob_sum_sum"),
+    }
+
+
+def read_prompts(directory: Path, problem_ids: Sequence[str] | None = None) -> dict[str, str]:
+    """Read the prompts of an evaluation as text, where it kept them in ``problems.parquet``; else nothing."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = directory / "problems.parquet"
+    if not path.is_file():
+        return {}
+    filters = None if problem_ids is None else [("problem_id", "in", list(problem_ids))]
+    try:
+        rows = pq.read_table(path, columns=["problem_id", "prompt"], filters=filters).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise ComparisonError(f"{path} cannot be read with the columns problem_id, prompt: {error}") from None
+    return {
+        row["problem_id"]: "\n\n".join(f"{message['role']}: {message['content']}" for message in row["prompt"])
+        for row in rows
     }
 
 

@@ -178,7 +178,7 @@ def _write_experiment(root: Path, *, num_problems: int, num_samples: int, steps:
                     completions=np.where(
                         correct,
                         "We need the target. First 3 * 7 = 21, then we take away.\n<answer>(3 * 7) - 4</answer>",
-                        "Let me try 3 + 7 = 10, then 10 * 4 = 40. That is too much, but I must answer.\n<answer>40</answer>",
+                        "Let me try 3 + 7 = 10, then 10 * 4 = 40. That is too much.\n<answer>40</answer>",
                     ),
                     num_tokens=rng.integers(12, 60, size=correct.shape),
                     entropy=spread * rng.uniform(0.4, 1.0, size=correct.shape),

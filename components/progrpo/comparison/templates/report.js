@@ -4,7 +4,11 @@
   const DARK = { ink: "#e4e7eb", grid: "#3a4048", surface: "#1b1f24" };
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const figures = JSON.parse(document.getElementById("figures").textContent);
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  const config = {
+    displaylogo: false,
+    displayModeBar: window.matchMedia("(hover: hover)").matches ? "hover" : false,
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
+  };
 
   const withTheme = (layout, theme, width) => {
     const axis = (values) => ({ ...values, gridcolor: theme.grid, linecolor: theme.grid, tickcolor: theme.grid });
@@ -34,6 +38,11 @@
   };
   const drawScreen = () => draw(dark.matches ? DARK : LIGHT, false);
   drawScreen();
+  // Not Plotly's own "responsive", which listens to the window: in a frame the plot's box changes without it.
+  const observer = new ResizeObserver((entries) => {
+    for (const { target } of entries) if (target.clientWidth > 0) Plotly.Plots.resize(target);
+  });
+  for (const id of Object.keys(figures)) observer.observe(document.getElementById(id));
   dark.addEventListener("change", drawScreen);
   window.addEventListener("beforeprint", () => {
     for (const details of document.querySelectorAll("details.print")) details.open = true;
