@@ -14,9 +14,12 @@ import torch
 from transformers import PreTrainedModel
 
 from progrpo.errors import DataError
+from progrpo.generation.prefix import prefill
 
 _FORWARD_TOKENS = 16_384  # tokens a forward, padding included: bounds the activations
 _TILE_ELEMENTS = 1 << 24  # logits at a time, N x V: 64 MiB in float32
+
+_Row = tuple[tuple[int, ...], tuple[int, ...]]  # a prompt and its completion
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,9 @@ def score_completions(
 ) -> list[Scores]:
     """Score each completion after its prompt.
 
-    Rows are padded on the right: under causal attention no token sees what follows it, so neither padding nor the
-    other rows of a batch change a value (beyond the rounding of differently shaped matrix products).
+    Prompts are padded on the left and masked, completions on the right, where under causal attention no token sees
+    them: neither padding nor the other rows of a batch change a value, beyond the rounding of matrix products of
+    another shape.
 
     Args:
         model: a causal language model in evaluation mode, on its device.
@@ -59,25 +63,40 @@ def score_completions(
     return [scores[pair] for pair in pairs]
 
 
-def _score_distinct(model: PreTrainedModel, rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[Scores]:
+def _score_distinct(model: PreTrainedModel, rows: Sequence[_Row]) -> list[Scores]:
     lengths = [len(prompt) + len(completion) for prompt, completion in rows]
     head = model.get_output_embeddings() if _logits_are_head_of_hidden(model, rows[0][0]) else None
     scores: dict[int, Scores] = {}
     for batch in _batches(lengths, 1 if head is None else _FORWARD_TOKENS):
-        width, completions = lengths[batch[0]], [rows[i][1] for i in batch]
-        padded = [[*rows[i][0], *rows[i][1]] + [0] * (width - lengths[i]) for i in batch]
-        tokens = torch.tensor(padded, device=model.device)
-        if head is None:
-            states = model(input_ids=tokens, use_cache=False, logits_to_keep=len(completions[0]) + 1).logits[0, :-1]
-        else:  # the token at position t is predicted at t - 1
-            hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-            states = torch.cat([hidden[r, len(rows[i][0]) - 1 : lengths[i] - 1] for r, i in enumerate(batch)])
+        completions = [rows[i][1] for i in batch]
+        states = _predicting_states(model, [rows[i] for i in batch], logits=head is None)
         targets = torch.tensor([token for completion in completions for token in completion], device=model.device)
         logprobs, entropies = _score_states(head, states, targets)
         ends = np.cumsum([len(completion) for completion in completions])[:-1]
         for i, lp, entropy in zip(batch, np.split(logprobs, ends), np.split(entropies, ends), strict=True):
             scores[i] = Scores(lp, entropy)
     return [scores[i] for i in range(len(rows))]
+
+
+def _predicting_states(model: PreTrainedModel, rows: Sequence[_Row], *, logits: bool) -> torch.Tensor:
+    """Return the last hidden states [N, H] at the positions that predict the completions' tokens; or logits [N, V]."""
+    prompts = {prompt: p for p, prompt in enumerate(dict.fromkeys(prompt for prompt, _ in rows))}
+    prefix = prefill(model, list(prompts), [prompts[prompt] for prompt, _ in rows], pad_token_id=0)
+    # The token at position t is predicted at t - 1: inputs start with the prompt's last token, or with its first if
+    # nothing is remembered of it, and end before the completion's last.
+    known = [len(prompt) - 1 if prefix.cache is not None else 0 for prompt, _ in rows]
+    inputs = [[*prompt, *completion][start:-1] for (prompt, completion), start in zip(rows, known, strict=True)]
+    width = max(map(len, inputs))
+    tokens = torch.tensor([row + [0] * (width - len(row)) for row in inputs], device=model.device)
+    where = {}
+    if prefix.cache is not None:
+        positions = torch.tensor(known, device=model.device)[:, None] + torch.arange(width, device=model.device)
+        mask = torch.cat([prefix.mask[:, :-1], torch.ones_like(tokens)], dim=1)
+        where = {"past_key_values": prefix.cache, "attention_mask": mask, "position_ids": positions}
+    body = model if logits else model.base_model
+    states = body(input_ids=tokens, use_cache=prefix.cache is not None, **where)[0]
+    ends = [len(row) for row in inputs]
+    return torch.cat([states[r, ends[r] - len(completion) : ends[r]] for r, (_, completion) in enumerate(rows)])
 
 
 def _score_states(

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import GenerationConfig, PreTrainedModel
 
 from progrpo.errors import ConfigError, DataError
 from progrpo.generation.engine import Completion, SamplingSettings
+from progrpo.generation.prefix import prefill
 
 
 class TransformersEngine:
@@ -60,49 +59,16 @@ class TransformersEngine:
             owners = np.arange(start, min(start + self._batch_size, num_rows)) // num_samples
             with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.inference_mode():
                 torch.manual_seed(int(np.random.SeedSequence([seed, start]).generate_state(1)[0]))
-                rows = self._generate(prompts[owners[0] : owners[-1] + 1], owners - owners[0], config)
-            for owner, row in zip(owners, rows, strict=True):
+                prefix = prefill(self._model, prompts[owners[0] : owners[-1] + 1], owners - owners[0], self._pad)
+                output = self._model.generate(
+                    prefix.ids,
+                    attention_mask=prefix.mask,
+                    past_key_values=prefix.cache,
+                    generation_config=config,
+                )
+            for owner, row in zip(owners, output[:, prefix.ids.shape[1] :].tolist(), strict=True):
                 completions[owner].append(self._cut(row))
         return completions
-
-    def _generate(
-        self, prompts: Sequence[Sequence[int]], owners: np.ndarray[Any, Any], config: GenerationConfig
-    ) -> list[list[int]]:
-        """Return the new tokens of each row, padded; row i continues ``prompts[owners[i]]``."""
-        width, device = max(map(len, prompts)), self._model.device
-        ids = torch.tensor([[self._pad] * (width - len(p)) + list(p) for p in prompts], device=device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-        rows = torch.from_numpy(owners).to(device)
-        output = self._model.generate(
-            ids[rows],
-            attention_mask=mask[rows],
-            past_key_values=self._prefill(ids, mask, rows),
-            generation_config=config,
-        )
-        tokens: list[list[int]] = output[:, width:].tolist()
-        return tokens
-
-    def _prefill(self, ids: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> DynamicCache | None:
-        """Run each prompt once and repeat its keys and values for its rows; ``generate`` alone would run every row.
-
-        The last prompt token is left to ``generate``, which needs its logits. None where the model keeps another
-        kind of state (state-space and hybrid models): there ``generate`` starts from the prompt.
-        """
-        cache = DynamicCache(config=self._model.config)
-        if ids.shape[1] == 1 or any(
-            type(kept) not in (DynamicLayer, DynamicSlidingWindowLayer) for kept in cache.layers
-        ):
-            return None
-        self._model(
-            input_ids=ids[:, :-1],
-            attention_mask=mask[:, :-1],
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0)[:, :-1],  # left padding must not shift positions
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        cache.batch_select_indices(rows)
-        return cache
 
     def _cut(self, row: list[int]) -> Completion:
         """Cut behind the first EOS; what follows is padding, also where the pad token is an EOS itself."""

@@ -5,7 +5,17 @@ import copy
 import numpy as np
 import pytest
 import torch
-from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
 
 from progrpo.errors import DataError
 from progrpo.generation import scoring
@@ -80,7 +90,8 @@ def test_repeated_completions_are_scored_once(llama: PreTrainedModel) -> None:
         first, other, again = score_completions(llama, [[5, 6]] * 3, [[7, 1], [8, 1], [7, 1]])
     finally:
         handle.remove()
-    assert tokens[-1] == 2 * 4
+    # one prompt without its last token, then two rows of that token and the completion without its last
+    assert tokens[-2:] == [1, 4]
     np.testing.assert_array_equal(first.logprobs, again.logprobs)
     assert not np.array_equal(first.logprobs, other.logprobs)
 
@@ -89,18 +100,31 @@ def test_llama_is_tiled(llama: PreTrainedModel) -> None:
     assert scoring._logits_are_head_of_hidden(llama, PROMPTS[0])
 
 
+SHAPE = {
+    "vocab_size": 19, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "initializer_range": 0.4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["sliding_window", "state_space"])
+def test_other_ways_to_remember_a_prompt(family: str) -> None:
+    torch.manual_seed(0)
+    model = (
+        MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=3))
+        if family == "sliding_window"
+        else MambaForCausalLM(MambaConfig(vocab_size=19, hidden_size=32, num_hidden_layers=2, initializer_range=0.4))
+    )
+    _check(model.eval())
+
+
 @pytest.mark.parametrize("family", ["gemma2", "cohere"])
 def test_architectures_that_transform_their_logits(family: str) -> None:
     """Gemma 2 caps and Cohere scales the logits behind the LM head: tiles of the head alone would be wrong."""
     torch.manual_seed(0)
-    shape = {
-        "vocab_size": 19, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "initializer_range": 0.4,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1,
-    }  # fmt: skip
     model = (
-        Gemma2ForCausalLM(Gemma2Config(**shape, head_dim=8, final_logit_softcapping=2.0))
+        Gemma2ForCausalLM(Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=2.0))
         if family == "gemma2"
-        else CohereForCausalLM(CohereConfig(**shape, logit_scale=0.25))
+        else CohereForCausalLM(CohereConfig(**SHAPE, logit_scale=0.25))
     ).eval()
     assert not scoring._logits_are_head_of_hidden(model, PROMPTS[0])
     _check(model)
