@@ -69,10 +69,8 @@ def _refuse_other_problems(first: Evaluation, other: Evaluation) -> None:
     mine, theirs = set(first.problem_ids), set(other.problem_ids)
     parts = []
     for evaluation, ids in ((first, sorted(mine - theirs)), (other, sorted(theirs - mine))):
-        example = f", for example {ids[0]!r}" if ids else ""
-        parts.append(
-            f"{len(evaluation.problem_ids)} in {evaluation.directory} ({evaluation.label}; {len(ids)} only there{example})"
-        )
+        only_there = f"{len(ids)} only there" + (f", for example {ids[0]!r}" if ids else "")
+        parts.append(f"{len(evaluation.problem_ids)} in {evaluation.directory} ({evaluation.label}; {only_there})")
     raise ComparisonError(f"problems differ: {' and '.join(parts)}. Evaluate both on the same dataset.")
 
 

@@ -67,8 +67,9 @@ def find_examples(comparison: Comparison, evaluations: Mapping[str, Sequence[Eva
             if gain_P[p] < 0:
                 reasons[int(p)] = f"{others[0]} loses most against {baseline}"
     rest = [p for p in range(len(ids)) if p not in reasons]
-    for p in np.linspace(0, len(rest) - 1, min(_PER_REASON, len(rest))).astype(int):
-        reasons[rest[p]] = "spread evenly over the other problems"
+    count = min(_PER_REASON, len(rest))
+    for i in range(count):
+        reasons[rest[(2 * i + 1) * len(rest) // (2 * count)]] = "spread evenly over the other problems"
     chosen = [ids[p] for p in reasons]
     prompts = read_prompts(evaluations[baseline][0].directory, chosen)
     completions = {arm: _read_completions(of_arm[0], chosen) for arm, of_arm in evaluations.items()}
