@@ -61,30 +61,37 @@ def reported(
         seed: its training seed.
         output: the directory it writes.
     """
-    _end_orderly_on_sigterm()
     name = "-".join(str(part) for part in (step, arm, seed) if part is not None)
     directory = os.environ.get(PROGRESS_DIR)
-    if not directory:
-        yield LoggedProgress(name)
-        return
-    path = Path(directory) / f"{name}.jsonl"
-    labels = {"step": step, "arm": arm, "seed": seed}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _append(path, {**labels, "state": "running", "pid": os.getpid()})
-    try:
-        yield Progress(path, **labels)
-    except BaseException as error:
-        user_error = isinstance(error, ProGRPOError)
-        text = str(error) if user_error else "".join(traceback.format_exception(error)[-_TRACEBACK_LINES:]).rstrip()
-        _append(path, {"state": "failed", "error": text, "user_error": user_error})
-        raise
-    _append(path, {"state": "finished", "output": None if output is None else str(output)})
+    with _sigterm_raises():
+        if not directory:
+            yield LoggedProgress(name)
+            return
+        path = Path(directory) / f"{name}.jsonl"
+        labels = {"step": step, "arm": arm, "seed": seed}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _append(path, {**labels, "state": "running", "pid": os.getpid()})
+        try:
+            yield Progress(path, **labels)
+        except BaseException as error:
+            user_error = isinstance(error, ProGRPOError)
+            text = str(error) if user_error else "".join(traceback.format_exception(error)[-_TRACEBACK_LINES:]).rstrip()
+            _append(path, {"state": "failed", "error": text, "user_error": user_error})
+            raise
+        _append(path, {"state": "finished", "output": None if output is None else str(output)})
 
 
-def _end_orderly_on_sigterm() -> None:
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
     """Turn SIGTERM into an exception: a pod that is deleted, or a run that is stopped, still closes its MLflow run."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _append(path: Path, line: dict[str, object]) -> None:

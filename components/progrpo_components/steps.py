@@ -94,17 +94,17 @@ def validate_inputs(pipeline: str, parameters: Mapping[str, Any]) -> list[dict[s
 
 def prepare_dataset(config: Mapping[str, Any], *, output: Path) -> Manifest:
     """Make the dataset artifact; ``config`` is a :class:`progrpo.config.DatasetConfig`."""
-    from progrpo.data.prepare import prepare_dataset as run
-
     with reported("prepare-dataset", output=output) as progress:
+        from progrpo.data.prepare import prepare_dataset as run
+
         return run(parse(DatasetConfig, config, source="dataset"), output, progress=progress)
 
 
 def import_checkpoint(config: Mapping[str, Any], *, output: Path) -> Manifest:
     """Make the checkpoint artifact; ``config`` is a :class:`progrpo.config.CheckpointConfig`."""
-    from progrpo.checkpoints.importer import import_checkpoint as run
-
     with reported("import-checkpoint", output=output) as progress:
+        from progrpo.checkpoints.importer import import_checkpoint as run
+
         return run(parse(CheckpointConfig, config, source="checkpoint"), output, progress=progress)
 
 

@@ -76,8 +76,9 @@ class ProgressReader:
         """Read what was written since the last call; the steps in the order in which they started."""
         for path in sorted(self._directory.glob("*.jsonl")):
             for line in self._new_lines(path):
-                row = self._rows.setdefault(path, StepRow(line["step"], line.get("arm"), line.get("seed")))
-                row.update(line)
+                if path not in self._rows:
+                    self._rows[path] = StepRow(line["step"], line.get("arm"), line.get("seed"))
+                self._rows[path].update(line)
         return list(self._rows.values())
 
     def _new_lines(self, path: Path) -> Iterator[dict[str, Any]]:

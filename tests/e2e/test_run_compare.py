@@ -1,0 +1,124 @@
+"""The main job, end to end and tiny: ``progrpo run compare`` with the real components in real processes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from progrpo.comparison.result import read_comparison
+from progrpo.manifest import read_manifest
+
+COMMAND = [sys.executable, "-m", "progrpo_pipelines.cli", "run"]
+TINY = """
+dataset: {source: {num_train: 64, num_eval: 16}}
+train: {steps: 4, prompts_per_step: 2, group_size: 4, log_rollouts_every: 2}
+evaluation: {num_samples: 4}
+comparison: {num_resamples: 100}
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The finished process of a tiny compare run, and its directory."""
+    folder = tmp_path_factory.mktemp("e2e")
+    (folder / "tiny.yaml").write_text(TINY)
+    command = [*COMMAND, "compare", "--preset", "smoke", "--params-file", str(folder / "tiny.yaml")]
+    command += ["--output", str(folder / "run")]
+    environment = {**os.environ, "PROGRPO_TRACKING": "on"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done, folder / "run"
+
+
+def outputs(run, step):
+    for path in sorted((run / "progress").glob(f"{step}-*.jsonl")):
+        yield json.loads(path.read_text().splitlines()[-1])["output"]
+
+
+def test_every_artifact_is_whole(finished):
+    _, run = finished
+    kinds = {}
+    for path in (run / "artifacts").rglob("manifest.json"):
+        kind = json.loads(path.read_text())["kind"]
+        read_manifest(path.parent, kind)  # checks every digest
+        kinds[kind] = kinds.get(kind, 0) + 1
+    # 4 training runs (2 arms x 2 seeds) hold a checkpoint each, beside the one that was imported.
+    assert kinds == {"dataset": 1, "checkpoint": 5, "training": 4, "evaluation": 5, "comparison": 1}
+
+
+def test_the_comparison_holds_every_arm_and_seed(finished):
+    _, run = finished
+    (directory,) = {path.parent for path in (run / "artifacts").rglob("comparison.json")}
+    comparison = read_comparison(directory)
+    assert [arm.name for arm in comparison.arms] == ["start", "grpo", "progrpo"]
+    assert {arm.name: arm.seeds for arm in comparison.arms} == {"start": (), "grpo": (0, 1), "progrpo": (0, 1)}
+    assert comparison.ks == (1, 2, 4)
+    assert (run / "report.html").read_bytes() == (directory / "report.html").read_bytes()
+
+
+def test_integers_survived_kfp(finished):
+    _, run = finished
+    for path in (run / "artifacts").rglob("manifest.json"):
+        manifest = json.loads(path.read_text())
+        if manifest["kind"] == "training":
+            assert manifest["config"]["train"]["steps"] == 4
+            assert isinstance(manifest["config"]["train"]["steps"], int)
+            assert isinstance(manifest["config"]["seed"], int)
+
+
+def test_the_terminal_shows_progress_table_and_paths(finished):
+    done, run = finished
+    for part in (
+        "train (grpo, seed 0): 4/4, reward ",
+        "train (progrpo, seed 1): finished",
+        "evaluate (start): finished",
+        "grpo (baseline)",
+        str(run / "report.html"),
+        f"mlflow server --backend-store-uri sqlite:///{run.parent / 'mlflow.db'}",
+    ):
+        assert part in done.stdout
+    assert done.stderr == ""
+    assert "KFP Executor" not in done.stdout
+    assert "KFP Executor" in (run / "pipeline.log").read_text()
+
+
+def test_mlflow_has_one_summary_run_for_each_arm_and_seed(finished):
+    from mlflow import MlflowClient
+
+    _, run = finished
+    client = MlflowClient(tracking_uri=f"sqlite:///{run.parent / 'mlflow.db'}")
+    (experiment,) = client.search_experiments(filter_string="name = 'progrpo'")
+    runs = {entry.info.run_name: entry for entry in client.search_runs([experiment.experiment_id])}
+    assert sorted(runs) == ["grpo-seed0", "grpo-seed1", "progrpo-seed0", "progrpo-seed1", "run", "start"]
+    assert {entry.info.status for entry in runs.values()} == {"FINISHED"}
+    trained = runs["progrpo-seed1"]
+    assert {"train/reward", "train/entropy", "eval/pass_at_1", "eval/pass_at_4"} <= set(trained.data.metrics)
+    assert len(client.get_metric_history(trained.info.run_id, "train/reward")) == 4
+    assert trained.inputs.dataset_inputs
+    assert {file.path for file in client.list_artifacts(runs["run"].info.run_id)} >= {"report.html", "comparison.json"}
+
+
+def test_no_temporary_files_stay(finished):
+    _, run = finished
+    assert not (run / "tmp").exists()
+
+
+def test_the_same_seeds_give_the_same_numbers(finished, tmp_path):
+    _, run = finished
+    command = [*COMMAND, "train-and-evaluate", "--preset", "smoke", "--params-file", str(run.parent / "tiny.yaml")]
+    command += ["--output", str(tmp_path / "again")]  # its default arm and seed: progrpo, 0
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+    def metrics(directory):
+        (path,) = (
+            path
+            for path in (directory / "artifacts").rglob("evaluation.json")
+            if (content := json.loads(path.read_text()))["arm"] == "progrpo" and content["seed"] == 0
+        )
+        return json.loads(path.read_text())["metrics"]
+
+    assert metrics(tmp_path / "again") == metrics(run)
