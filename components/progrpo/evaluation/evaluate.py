@@ -56,7 +56,7 @@ def evaluate(
         arm: what trained the checkpoint; None: nothing did, it is the ``start`` of a comparison.
         seed: the training seed of a trained arm.
         training: the training run directory behind the checkpoint, for its wall time.
-        progress: told after each batch, with the fraction of all completions found correct so far.
+        progress: told after each batch, with Pass@1 so far.
 
     Raises:
         ManifestError: an input that is not a finished artifact of its kind.
@@ -86,7 +86,7 @@ def evaluate(
 
     output.mkdir(parents=True, exist_ok=True)
     (output / MANIFEST_NAME).unlink(missing_ok=True)
-    with _cpu_threads(config.num_threads):
+    with _cpu_threads(config.num_threads), _memory_errors(config):
         sampler = _Sampler(config, *load_engine(config, checkpoint, tokenizer, device), tokenizer)
         tally, num_unscored = _sample_all(sampler, problems, prompts, output / "samples.parquet", progress)
     if num_unscored:
@@ -203,7 +203,7 @@ def _sample_all(
                 tally.add(sample)
             writer.write_table(pa.Table.from_pylist([vars(sample) for sample in samples], schema))
             done += len(samples)
-            progress.update(done, len(problems) * config.num_samples, correct_frac=tally.correct_frac)
+            progress.update(done, len(problems) * config.num_samples, pass_at_1=tally.num_correct / done)
     return tally, num_unscored
 
 
@@ -225,6 +225,19 @@ def _cpu_threads(num_threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _memory_errors(config: EvaluateConfig) -> Iterator[None]:
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"out of GPU memory with batch_size = {config.batch_size} and max_completion_tokens = "
+            f"{config.max_completion_tokens}: lower either, or take a larger GPU. {error}"
+        ) from error
 
 
 def _protocol(

@@ -69,9 +69,9 @@ class Tally:
             self._answers[p].add(sample.answer)
 
     @property
-    def correct_frac(self) -> float:
-        """Fraction of correct completions among all that will be, so far."""
-        return float(self._num_correct.sum() / (len(self._index) * self.num_samples))
+    def num_correct(self) -> int:
+        """Correct completions so far."""
+        return int(self._num_correct.sum())
 
     def metrics(self, ks: Iterable[int]) -> dict[str, Interval]:
         """Return every metric of :data:`progrpo.metrics.EVAL_METRICS` with its interval over problems."""
