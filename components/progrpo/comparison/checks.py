@@ -97,6 +97,7 @@ def find_warnings(evaluations: Sequence[Evaluation], trainings: Mapping[tuple[st
         *_seed_warnings(evaluations),
         *_training_warnings(evaluations, trainings),
         *_evaluation_warnings(evaluations),
+        *_hardware_warnings(evaluations, trainings),
     ]
 
 
@@ -139,9 +140,25 @@ def _evaluation_warnings(evaluations: Sequence[Evaluation]) -> Iterator[str]:
     configs = {evaluation.label: evaluation.config.get("evaluation") or {} for evaluation in evaluations}
     for difference in _differences(configs, _FREE_EVALUATION_KEYS):
         yield f"Evaluation differed: {difference}."
-    hardware = sorted({e.summary.hardware for e in evaluations if e.arm != START})
-    if len(hardware) > 1:
-        yield f"The arms ran on different hardware ({'; '.join(hardware)}): their wall times do not compare."
+    for evaluation in evaluations:
+        if evaluation.summary.unscored:
+            total = len(evaluation.problem_ids) * evaluation.summary.num_samples
+            yield (
+                f"{evaluation.label}: {evaluation.summary.unscored} of {total} completions could not be scored (the "
+                f"verifier failed or ran out of time) and count as wrong."
+            )
+
+
+def _hardware_warnings(
+    evaluations: Sequence[Evaluation], trainings: Mapping[tuple[str, int], Training]
+) -> Iterator[str]:
+    for step, hardware in (
+        ("evaluated", {e.summary.hardware for e in evaluations if e.arm != START}),
+        ("trained", {str(t.metadata["hardware"]) for t in trainings.values() if "hardware" in t.metadata}),
+    ):
+        if len(hardware) > 1:
+            listed = "; ".join(sorted(hardware))
+            yield f"The arms were {step} on different hardware ({listed}): their wall times do not compare."
 
 
 def _differences(configs: Mapping[str, Mapping[str, Any]], ignore: set[str]) -> Iterator[str]:

@@ -47,7 +47,8 @@ class SeedResult(_Frozen):
     metrics: dict[str, float]
     train_wall_time_s: float | None
     eval_wall_time_s: float
-    hardware: str
+    train_hardware: str | None = Field(description="None: the training run was not given")
+    eval_hardware: str
     versions: dict[str, str]
     evaluation_digest: str
     checkpoint_digest: str

@@ -42,6 +42,7 @@ class EvaluationSummary(BaseModel):
     eval_wall_time_s: float = Field(ge=0)
     train_wall_time_s: float | None = None
     hardware: str = "unknown"
+    unscored: int = Field(0, ge=0)  # completions whose verifier failed
     versions: dict[str, str] = Field(default_factory=dict)
 
 

@@ -141,16 +141,18 @@ def _seed_result(evaluation: Evaluation, training: Training | None, metrics: Seq
         total = len(numerators) if denominators is None else denominators.sum()
         values[name] = float(numerators.sum() / total)
     summary = evaluation.summary
+    metadata = training.metadata if training is not None else {}
     train_wall_time_s = summary.train_wall_time_s
-    if train_wall_time_s is None and training is not None:
-        train_wall_time_s = training.metadata.get("train_wall_time_s")
+    if train_wall_time_s is None:
+        train_wall_time_s = metadata.get("train_wall_time_s")
     return SeedResult(
         seed=evaluation.seed,
         metrics=values,
         train_wall_time_s=train_wall_time_s,
         eval_wall_time_s=summary.eval_wall_time_s,
-        hardware=summary.hardware,
-        versions=summary.versions,
+        train_hardware=metadata.get("hardware"),
+        eval_hardware=summary.hardware,
+        versions={**metadata.get("versions", {}), **summary.versions},
         evaluation_digest=evaluation.digest,
         checkpoint_digest=summary.checkpoint_digest,
         training_digest=training.digest if training is not None else None,

@@ -105,7 +105,7 @@ def _basis(comparison: Comparison) -> str:
     seeds = ", ".join(f"{arm.name} {len(arm.seeds)}" for arm in comparison.arms if arm.seeds)
     return (
         f"{comparison.num_problems} problems, {comparison.num_samples} completions each; training seeds: "
-        f"{seeds or 'none'}. In brackets: {comparison.level:.0%} bootstrap intervals over seeds and problems."
+        f"{seeds or 'none'}. In brackets: {100 * comparison.level:g} % bootstrap intervals over seeds and problems."
     )
 
 

@@ -152,10 +152,11 @@ def test_training_that_differs_in_more_than_the_algorithm_is_said(pair, tmp_path
 
 def test_what_weakens_a_comparison_is_said(pair, tmp_path, write_training):
     stray = write_training(tmp_path / "stray", "progrpo-gated", 0, rows=[{"train/reward": 0.1}])
-    warnings = "\n".join(pair(seed=3, hardware="1 GPU", trainings=[stray]).warnings)
+    warnings = "\n".join(pair(seed=3, hardware="1 GPU", unscored=2, trainings=[stray]).warnings)
     assert "One training seed only (grpo, progrpo)" in warnings
     assert "different seeds (grpo: 0; progrpo: 3)" in warnings
-    assert "different hardware (1 GPU; 2 cores)" in warnings
+    assert "evaluated on different hardware (1 GPU; 2 cores)" in warnings
+    assert "progrpo seed 3: 2 of 4 completions could not be scored" in warnings
     assert "Training progrpo-gated seed 0 was given without its evaluation" in warnings
 
 

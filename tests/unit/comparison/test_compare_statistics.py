@@ -116,7 +116,10 @@ def test_wall_times_are_means_and_a_total(tmp_path, write_evaluation):
 def test_train_time_is_taken_from_the_run_when_the_evaluation_lacks_it(tmp_path, write_evaluation, write_training):
     evaluation = write_evaluation(tmp_path / "a", correct=[[1]], train_wall_time_s=None)
     training = write_training(tmp_path / "t", rows=[{"train/reward": 0.5}])
-    assert run(tmp_path, [evaluation], [training]).arm("grpo").wall_time.train_s == 600.0
+    arm = run(tmp_path, [evaluation], [training]).arm("grpo")
+    assert arm.wall_time.train_s == 600.0
+    assert (arm.per_seed[0].train_hardware, arm.per_seed[0].eval_hardware) == ("1 GPU", "2 cores")
+    assert arm.per_seed[0].versions["trl"] == "1.16.0"
 
 
 def test_every_metric_is_there_and_every_k_on_the_curve(report_directory):
