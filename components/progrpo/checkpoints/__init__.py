@@ -1,0 +1,1 @@
+"""Checkpoints: Hugging Face directories with a manifest, safetensors only."""

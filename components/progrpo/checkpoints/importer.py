@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from progrpo.checkpoints.preflight import checkpoint_metadata
-from progrpo.errors import CheckpointError
 from progrpo.manifest import Manifest, write_manifest
+from progrpo.storage import finished_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,7 +32,7 @@ def write_checkpoint(
         inputs: digests of the artifacts it was made from, by name.
 
     Raises:
-        CheckpointError: ``output`` holds files already.
+        StorageError: ``output`` holds files already.
     """
     with finished_directory(output) as directory:
         model.save_pretrained(directory)
@@ -43,22 +40,3 @@ def write_checkpoint(
         return write_manifest(
             directory, "checkpoint", inputs=inputs, metadata=checkpoint_metadata(directory, source=source)
         )
-
-
-@contextmanager
-def finished_directory(output: Path) -> Iterator[Path]:
-    """Give a temporary directory beside ``output`` that takes its place if, and only if, the block ends well.
-
-    Raises:
-        CheckpointError: ``output`` holds files already.
-    """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise CheckpointError(f"{output} exists and is not empty. Give another output, or remove it.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-        temporary.replace(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -96,7 +96,8 @@ def read_json(path: Path) -> Any:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path.parent} has no {path.name}. Give a Hugging Face directory: config.json, safetensors weights, tokenizer."
+            f"{path.parent} has no {path.name}. "
+            f"Give a Hugging Face directory: config.json, safetensors weights, tokenizer."
         ) from None
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}). Copy the checkpoint again.") from None

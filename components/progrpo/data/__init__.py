@@ -1,0 +1,1 @@
+"""Datasets: from files or a generator to the dataset artifact, and from there to problems."""

@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata, util
+from typing import Any
 
 from progrpo.errors import ConfigError
 from progrpo.rewards.verdict import UNSCORED, Verdict
@@ -47,7 +48,7 @@ class Worker:
         if reply is None:
             self.close()
             return UNSCORED
-        return Verdict(**reply)
+        return Verdict(correct=reply["correct"], answer=reply["answer"], scored=reply["scored"])
 
     def close(self) -> None:
         """Kill the process, if there is one."""
@@ -69,7 +70,7 @@ class Worker:
             return False
         return True
 
-    def _ask(self, question: list[str], timeout_s: float) -> dict[str, bool | str | None] | None:
+    def _ask(self, question: list[str], timeout_s: float) -> dict[str, Any] | None:
         assert self._process is not None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -88,7 +89,7 @@ class Worker:
                 return None
             self._buffer += block
         line, _, self._buffer = self._buffer.partition(b"\n")
-        reply: dict[str, bool | str | None] = json.loads(line)
+        reply: dict[str, Any] = json.loads(line)
         return reply
 
 

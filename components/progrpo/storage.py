@@ -1,0 +1,199 @@
+"""Where inputs lie: a local path, ``s3://`` or ``embedded://``; :func:`localize` makes each a local path.
+
+S3 settings come from the environment as for every boto3 program: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_REGION, a profile or an instance role. No message shows a credential.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from progrpo.errors import StorageError
+
+CONNECT_TIMEOUT_S = 5
+READ_TIMEOUT_S = 60
+MAX_ATTEMPTS = 2
+"""An endpoint that does not answer fails in about ten seconds."""
+
+_ALLOWED = "Allowed: a local path, file:///PATH, s3://BUCKET/KEY or embedded://NAME"
+
+
+def localize(uri: str, destination: Path) -> Path:
+    """Return a local path with the contents of ``uri``.
+
+    Args:
+        uri: a local path or ``file://`` (used where it is), ``embedded://NAME`` (data of this package, likewise), or
+            ``s3://BUCKET/KEY``, an object or all objects below a prefix.
+        destination: directory for what must be downloaded. It comes to lie there under the last part of its key, and
+            only once it is whole; an earlier download of that name is replaced.
+
+    Raises:
+        StorageError: not found, not reachable, not allowed, or a malformed URI.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return _existing(Path(uri).expanduser(), uri)
+    if scheme == "file":
+        parts = urlsplit(uri)
+        if parts.netloc not in ("", "localhost") or not parts.path:
+            raise StorageError(f"{uri!r} names a host. Write file:///PATH with three slashes.")
+        return _existing(Path(unquote(parts.path)), uri)
+    if scheme == "embedded":
+        return _embedded(rest, uri)
+    if scheme == "s3":
+        bucket, _, key = rest.partition("/")
+        if not bucket:
+            raise StorageError(f"{uri!r} names no bucket. Write s3://BUCKET/KEY.")
+        return _download(uri, bucket, key, destination)
+    raise StorageError(f"{_shown(uri)!r}: scheme {scheme!r} is not supported. {_ALLOWED}.")
+
+
+@contextmanager
+def finished_directory(output: Path) -> Iterator[Path]:
+    """Give a temporary directory beside ``output`` that takes its place if, and only if, the block ends well.
+
+    Raises:
+        StorageError: ``output`` holds files already.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise StorageError(f"{output} exists and is not empty. Give another output, or remove it.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        temporary.replace(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _existing(path: Path, uri: str) -> Path:
+    if not path.exists():
+        raise StorageError(f"{uri!r} does not exist (looked for {path.absolute()}). {_ALLOWED}.")
+    return path
+
+
+def _embedded(name: str, uri: str) -> Path:
+    root = Path(str(resources.files("progrpo") / "embedded"))
+    names = sorted(path.name for path in root.iterdir() if path.is_dir())
+    if name not in names:
+        raise StorageError(f"{uri!r} is not part of this package. Embedded: {', '.join(names)}.")
+    return root / name
+
+
+def _shown(uri: str) -> str:
+    """``uri`` without user and password, if it is one of those that carry them."""
+    host = uri.partition("://")[2].partition("/")[0]
+    return uri.replace(host, host.rpartition("@")[2], 1) if "@" in host else uri
+
+
+def _download(uri: str, bucket: str, key: str, destination: Path) -> Path:
+    name = PurePosixPath(key.rstrip("/")).name or bucket
+    target = destination / name
+    with _explained(uri) as context:
+        client = _client()
+        context["endpoint"] = _shown(client.meta.endpoint_url)
+        destination.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{name[:50]}.", dir=destination))
+        try:
+            part = temporary / "part"
+            if key and not key.endswith("/") and _is_object(client, bucket, key):
+                client.download_file(bucket, key, str(part))
+            else:
+                _download_prefix(client, uri, bucket, key, part)
+            if target.is_dir():
+                shutil.rmtree(target)
+            part.replace(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _client() -> Any:
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3",
+        config=Config(
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=READ_TIMEOUT_S,
+            retries={"total_max_attempts": MAX_ATTEMPTS, "mode": "standard"},
+        ),
+    )
+
+
+def _is_object(client: Any, bucket: str, key: str) -> bool:
+    from botocore.exceptions import ClientError
+
+    try:
+        client.head_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") in ("404", "NoSuchKey", "NotFound"):
+            return False
+        raise
+    return True
+
+
+def _download_prefix(client: Any, uri: str, bucket: str, key: str, directory: Path) -> None:
+    prefix = f"{key.rstrip('/')}/" if key.strip("/") else ""
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
+    names = [name for name in (found.removeprefix(prefix) for found in keys) if name and not name.endswith("/")]
+    if not names:
+        raise StorageError(f"{uri!r}: bucket {bucket!r} has neither an object nor a prefix {key!r}. Check the key.")
+    for name in names:
+        if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+            raise StorageError(
+                f"{uri!r} holds the key {prefix + name!r}, which is no safe file name. Rename the object."
+            )
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        client.download_file(bucket, prefix + name, str(path))
+
+
+_CREDENTIALS = "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or the profile or role)"
+_CAUSES = {
+    "NoSuchBucket": "there is no such bucket. Check the bucket's name and the endpoint",
+    "NoSuchKey": "there is no such object. Check the key",
+    "AccessDenied": f"access is denied. {_CREDENTIALS} and its right to read and list this bucket",
+    "403": f"access is denied. {_CREDENTIALS} and its right to read and list this bucket",
+    "InvalidAccessKeyId": f"the access key is unknown. {_CREDENTIALS}",
+    "SignatureDoesNotMatch": f"the secret key is wrong. {_CREDENTIALS}",
+    "ExpiredToken": "the session token has expired. Get a new one",
+}
+
+
+@contextmanager
+def _explained(uri: str) -> Iterator[dict[str, str]]:
+    """Turn what boto3 raises into a StorageError with URI, endpoint, cause and what to do."""
+    from boto3.exceptions import Boto3Error
+    from botocore import exceptions as aws
+
+    context = {"endpoint": "the endpoint"}
+    try:
+        yield context
+    except StorageError:
+        raise
+    except aws.ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code"))
+        cause = _CAUSES.get(code) or f"the server answered {code}. Check bucket, key and region"
+        raise StorageError(f"{uri!r} at {context['endpoint']}: {cause}.") from None
+    except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError):
+        raise StorageError(f"{uri!r} at {context['endpoint']}: no credentials found. {_CREDENTIALS}.") from None
+    except (aws.HTTPClientError, aws.ConnectionError) as error:
+        raise StorageError(
+            f"{uri!r}: {context['endpoint']} cannot be reached ({type(error).__name__}). "
+            f"Check AWS_ENDPOINT_URL and that the server runs and can be reached from here."
+        ) from None
+    except (aws.BotoCoreError, Boto3Error, ValueError) as error:
+        raise StorageError(f"{uri!r} at {context['endpoint']}: {error} Check the URI and the AWS settings.") from None
+    except OSError as error:
+        raise StorageError(f"{uri!r}: cannot write the download: {error}. Free space or give another place.") from None
