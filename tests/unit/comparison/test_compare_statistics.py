@@ -34,9 +34,9 @@ def test_pass_at_k_is_the_mean_over_problems_and_seeds(tmp_path, write_evaluatio
 
 
 def test_entropy_and_nll_are_means_over_tokens(tmp_path, write_evaluation):
-    # (1 token at 0.5 nats + 3 tokens at 0.1) / 4 = 0.2; nll twice that; not (0.5 + 0.1) / 2.
+    # (2 tokens at 0.5 nats + 6 tokens at 0.1) / 8 = 0.2; nll twice that; not (0.5 + 0.1) / 2.
     entropy, nll = [[0.5], [0.1]], [[1.0], [0.2]]
-    a = write_evaluation(tmp_path / "a", correct=[[1], [0]], num_tokens=[[1], [3]], entropy=entropy, nll=nll)
+    a = write_evaluation(tmp_path / "a", correct=[[1, 0], [0, 0]], num_tokens=[[1], [3]], entropy=entropy, nll=nll)
     metrics = run(tmp_path, [a]).arm("grpo").metrics
     assert metrics["eval/entropy"].value == pytest.approx(0.2)
     assert metrics["eval/sampled_nll"].value == pytest.approx(0.4)
@@ -69,12 +69,12 @@ def test_differences_are_paired_by_problem(tmp_path, write_evaluation):
 
 
 def test_a_difference_that_may_be_zero_is_not_resolved(tmp_path, write_evaluation):
-    # One problem up, one down.
+    # Two problems up, one down.
     base = write_evaluation(tmp_path / "a", "grpo", correct=[[1], [0], [0], [1]])
-    arm = write_evaluation(tmp_path / "b", "progrpo", correct=[[0], [1], [0], [1]])
+    arm = write_evaluation(tmp_path / "b", "progrpo", correct=[[0], [1], [1], [1]])
     (difference,) = run(tmp_path, [base, arm]).differences
     at_1 = difference.metrics["eval/pass_at_1"]
-    assert at_1.value == 0
+    assert at_1.value == 0.25
     assert at_1.low < 0 < at_1.high
     assert not at_1.resolved
     assert not difference.metrics["eval/completion_tokens"].resolved  # equal: [0, 0] does not exclude 0
