@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -79,6 +80,7 @@ def run_pipeline(
     request = {"pipeline": name, "parameters": arguments_of(parameters)}
     write_atomic(directory / PARAMETERS_NAME, json.dumps(request, indent=2))
     environment = _environment(directory)
+    console.print(f"Running {name} in {directory}", markup=False, highlight=False, soft_wrap=True)
     started = time.monotonic()
     reader = ProgressReader(Path(environment[PROGRESS_DIR]))
     with _worker(directory, environment) as worker, open_display(console) as display:
@@ -114,13 +116,18 @@ def _environment(directory: Path) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     temporary = directory / "tmp"  # kfp leaves a folder there for every task
-    temporary.mkdir()
+    programs = temporary / "bin"
+    programs.mkdir(parents=True)
+    python = programs / "python3"  # what the worker has tasks started with; a link would lose the virtual environment
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
     return {
         **defaults,
         **os.environ,
         PROGRESS_DIR: str(directory / "progress"),
         RUN_ID_VARIABLE: f"{directory.name}-{time.time_ns():x}",
         RUN_NAME_VARIABLE: directory.name,
+        "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
         "TMPDIR": str(temporary),
     }

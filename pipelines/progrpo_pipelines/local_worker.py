@@ -31,6 +31,9 @@ def main(directory: Path) -> int:
 
     from kfp import local
 
+    # kfp.local writes sys.executable, unquoted, over every "python3" of a task's command, those in our paths included.
+    # So it gets the same word; PATH leads to this Python.
+    sys.executable = "python3"
     # Absolute: a task resolves its paths in its own working directory.
     root = (directory / ARTIFACTS_NAME).resolve()
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root), raise_on_error=True)

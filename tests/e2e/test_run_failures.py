@@ -40,7 +40,7 @@ def wait_for(condition, seconds):
 @pytest.fixture
 def long_run(tmp_path):
     """A run in the middle of its evaluate step, and the id of that step's process."""
-    output = tmp_path / "run"
+    output = tmp_path / "a run" / "python3"  # a path that kfp.local by itself cannot take
     process = subprocess.Popen([*COMMAND, *LONG, "--output", str(output)], stderr=subprocess.PIPE, text=True)
     file = output / "progress" / "evaluate-start.jsonl"
     started = wait_for(lambda: process.poll() is not None or (file.is_file() and file.read_text()), 60)
@@ -48,7 +48,8 @@ def long_run(tmp_path):
     assert started, "the evaluate step did not start"
     yield process, output, json.loads(file.read_text().splitlines()[0])["pid"]
     process.kill()
-    process.communicate()
+    process.wait()
+    process.stderr.close()
 
 
 def test_a_users_mistake_in_the_data_is_the_message(tmp_path):
@@ -66,7 +67,6 @@ def test_a_users_mistake_in_the_data_is_the_message(tmp_path):
 
 
 def test_a_fault_that_is_not_the_users_is_exit_code_1(tmp_path):
-    (tmp_path / "checkpoint").mkdir()
     blocker = tmp_path / "run" / "artifacts"
     command = [*COMMAND, "evaluate", "--preset", "smoke", "--output", str(tmp_path / "run")]
     code = "import sys, pathlib; from progrpo_pipelines import local\n"
@@ -108,5 +108,5 @@ def test_interrupting_a_run_stops_every_process(long_run, sent):
 def test_killing_the_command_leaves_no_process(long_run):
     process, output, _ = long_run
     process.kill()
-    process.communicate()
+    process.wait()
     assert wait_for(lambda: not processes_of(output), 20), processes_of(output)
