@@ -21,7 +21,7 @@ from progrpo.evaluation.summary import BOOTSTRAP, Sample, Tally
 from progrpo.generation.engine import Engine, SamplingSettings
 from progrpo.manifest import MANIFEST_NAME, Manifest, read_manifest, write_atomic, write_manifest
 from progrpo.metrics import Progress
-from progrpo.rewards import verify_batch
+from progrpo.rewards import VERIFIER_VERSIONS, verify_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -211,7 +211,7 @@ def _batches(num_problems: int, num_samples: int, batch_size: int) -> Iterator[t
     """Yield (first problem, last + 1, first sample, number of samples): whole problems, or a part of one."""
     step = max(1, batch_size // num_samples)
     for first in range(0, num_problems, step):
-        for first_sample in range(0, num_samples, max(batch_size, 1)):
+        for first_sample in range(0, num_samples, batch_size):
             yield first, min(first + step, num_problems), first_sample, min(batch_size, num_samples - first_sample)
 
 
@@ -247,11 +247,6 @@ def _protocol(
     shared = {"temperature", "top_p", "max_completion_tokens", "num_samples", "seed", "max_problems", "dtype"}
     return config.model_dump(mode="json", include=shared) | {
         "chat_template_digest": hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest(),
-        "verifier": {task: _verifier_version(task) for task in sorted({problem.task for problem in problems})},
+        "verifier": {task: VERIFIER_VERSIONS[task] for task in sorted({problem.task for problem in problems})},
         "dataset_digest": dataset.digest,
     }
-
-
-def _verifier_version(task: str) -> str:
-    name = "math-verify" if task == "math" else "progrpo"
-    return f"{name} {library_versions('math-verify')[name]}"

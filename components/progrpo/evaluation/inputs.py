@@ -95,7 +95,7 @@ def load_engine(
     """Load the model, from safetensors only, and return the engine that samples from it and the model that scores.
 
     Raises:
-        CheckpointError: weights that cannot be loaded, or no EOS token.
+        CheckpointError: weights that cannot be loaded or are not finite, or no EOS token.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -103,8 +103,15 @@ def load_engine(
     from progrpo.generation.transformers_engine import TransformersEngine
 
     with _load_errors(checkpoint):
-        model = AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=getattr(torch, config.dtype), use_safetensors=True, **_LOCAL
+        model, report = AutoModelForCausalLM.from_pretrained(
+            checkpoint, dtype=getattr(torch, config.dtype), use_safetensors=True, output_loading_info=True, **_LOCAL
+        )
+    if missing := sorted(report["missing_keys"]):  # transformers fills them with random numbers and only warns
+        raise CheckpointError(f"{checkpoint} lacks {len(missing)} weights of its architecture, such as {missing[0]}.")
+    if broken := [name for name, weights in model.named_parameters() if not weights.isfinite().all()]:
+        raise CheckpointError(
+            f"{checkpoint}: {broken[0]} and {len(broken) - 1} other tensors hold values that are not finite; its "
+            f"training diverged. Evaluate an earlier checkpoint, or train with a lower learning rate."
         )
     # Chat models name the end of a turn in one of two places, some in both.
     named = model.generation_config.eos_token_id

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,9 @@ def test_metrics_recomputed_from_samples(evaluation: Path) -> None:
 def test_scores_are_those_of_the_checkpoint(evaluation: Path, embedded_checkpoint: Path, tiny_dataset: Path) -> None:
     """A completion that ended is tokenised again and scored by one plain forward."""
     import torch
-    from progrpo.data.dataset import load_problems
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from progrpo.data.dataset import load_problems
 
     tokenizer = AutoTokenizer.from_pretrained(embedded_checkpoint)
     model = AutoModelForCausalLM.from_pretrained(embedded_checkpoint)
@@ -233,6 +235,33 @@ def test_no_chat_template(tiny_dataset: Path, embedded_checkpoint: Path, tmp_pat
     with pytest.raises(CheckpointError, match="no chat template"):
         evaluate(CONFIG, dataset=tiny_dataset, checkpoint=checkpoint, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def _with_weights(source: Path, target: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, target)
+    weights = load_file(target / "model.safetensors")
+    change(weights)
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    write_manifest(target, "checkpoint")
+    return target
+
+
+def test_a_diverged_checkpoint_names_the_tensor(tiny_dataset: Path, embedded_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = _with_weights(
+        embedded_checkpoint, tmp_path / "checkpoint", lambda weights: weights["model.norm.weight"].fill_(float("nan"))
+    )
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight .* not finite"):
+        evaluate(CONFIG, dataset=tiny_dataset, checkpoint=checkpoint, output=tmp_path / "out")
+
+
+def test_absent_weights_are_not_made_up(tiny_dataset: Path, embedded_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = _with_weights(
+        embedded_checkpoint, tmp_path / "checkpoint", lambda weights: weights.pop("model.norm.weight")
+    )
+    with pytest.raises(CheckpointError, match=r"lacks 1 weights .* model\.norm\.weight"):
+        evaluate(CONFIG, dataset=tiny_dataset, checkpoint=checkpoint, output=tmp_path / "out")
 
 
 def test_completions_that_exceed_the_context(tiny_dataset: Path, embedded_checkpoint: Path, tmp_path: Path) -> None:
