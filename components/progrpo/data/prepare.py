@@ -190,7 +190,7 @@ def _row_problem(row: dict[str, Any], config: DatasetConfig, source: FileSource,
     if config.system_prompt is not None and prompt[0]["role"] == "system":
         raise _RowError(source.prompt_column, "has a system message of its own, and system_prompt is set")
     answer = row.get(source.answer_column)
-    if isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer):
+    if _is_number(answer):
         answer = str(answer)
     answer = _text(answer, source.answer_column).strip()
     if source.task == "countdown":
@@ -198,15 +198,26 @@ def _row_problem(row: dict[str, Any], config: DatasetConfig, source: FileSource,
             parse_answer(answer)
         except DataError as error:
             raise _RowError(source.answer_column, "is not an answer of the countdown task", str(error)) from None
-    difficulty = row.get("difficulty")
-    if isinstance(difficulty, str):  # CSV knows only texts
-        try:
-            difficulty = float(difficulty) if difficulty.strip() else None
-        except ValueError:
-            raise _RowError("difficulty", "is not a number") from None
-    if difficulty is not None and (isinstance(difficulty, bool) or not isinstance(difficulty, int | float)):
-        raise _RowError("difficulty", "is not a number")
+    difficulty = _difficulty(row.get("difficulty"))
     return _problem(_with_system(prompt, config.system_prompt), answer, source.task, name, difficulty)
+
+
+def _is_number(value: Any) -> bool:
+    return (isinstance(value, int) and not isinstance(value, bool)) or (
+        isinstance(value, float) and math.isfinite(value)
+    )
+
+
+def _difficulty(value: Any) -> float | None:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        number = float(value) if isinstance(value, str) or _is_number(value) else math.nan  # CSV knows only texts
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise _RowError("difficulty", "is not a number")
+    return number
 
 
 def _messages(value: Any, column: str) -> list[Message]:
@@ -259,7 +270,7 @@ def _with_readable_answers(
 
 def _problem(prompt: list[Message], answer: str, task: str, source: str, difficulty: float | None = None) -> Problem:
     digest = hashlib.sha256(json.dumps([prompt, answer]).encode()).hexdigest()[:16]
-    return Problem(digest, prompt, answer, task, source, None if difficulty is None else float(difficulty))
+    return Problem(digest, prompt, answer, task, source, difficulty)
 
 
 def _with_system(prompt: list[Message], system_prompt: str | None) -> list[Message]:

@@ -50,7 +50,7 @@ def check_columns(present: list[str], columns: tuple[str, ...], name: str) -> No
     missing = [column for column in columns if column not in present]
     if missing:
         raise DataError(
-            f"{name} has no column {missing[0]!r}. Its columns: {', '.join(map(repr, present)) or 'none'}. "
+            f"{name} has no column {missing[0]!r}. Its columns: {', '.join(map(repr, present[:50])) or 'none'}. "
             f"Set prompt_column and answer_column."
         )
 
