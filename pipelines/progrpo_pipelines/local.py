@@ -111,6 +111,7 @@ def _environment(directory: Path) -> dict[str, str]:
     defaults = {
         "MLFLOW_TRACKING_URI": f"sqlite:///{directory.parent / 'mlflow.db'}",
         "OMP_NUM_THREADS": "1",
+        "PYTHONHASHSEED": "0",  # kfp.local starts independent tasks in the order of a set of names
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",

@@ -10,6 +10,8 @@ import pytest
 from progrpo.comparison.result import read_comparison
 from progrpo.manifest import read_manifest
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
 COMMAND = [sys.executable, "-m", "progrpo_pipelines.cli", "run"]
 TINY = """
 dataset: {source: {num_train: 64, num_eval: 16}}
@@ -28,7 +30,7 @@ def finished(tmp_path_factory):
     command += ["--output", str(folder / "run")]
     environment = {**os.environ, "PROGRPO_TRACKING": "on"}
     environment.pop("MLFLOW_TRACKING_URI", None)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
     assert done.returncode == 0, done.stderr + done.stdout
     return done, folder / "run"
 
@@ -110,7 +112,7 @@ def test_the_same_seeds_give_the_same_numbers(finished, tmp_path):
     _, run = finished
     command = [*COMMAND, "train-and-evaluate", "--preset", "smoke", "--params-file", str(run.parent / "tiny.yaml")]
     command += ["--output", str(tmp_path / "again")]  # its default arm and seed: progrpo, 0
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
 
     def metrics(directory):
