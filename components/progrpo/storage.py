@@ -120,7 +120,8 @@ def _client() -> Any:
     import boto3
     from botocore.config import Config
 
-    return boto3.client(
+    # A session of its own: the default one keeps the credentials it saw first.
+    return boto3.Session().client(
         "s3",
         config=Config(
             connect_timeout=CONNECT_TIMEOUT_S,

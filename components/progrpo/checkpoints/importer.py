@@ -236,5 +236,19 @@ def _convert_gguf(file: Path, directory: Path, config: CheckpointConfig) -> None
         del settings.quantization_config
     model = AutoModelForCausalLM.from_config(settings, dtype=dtype)
     model.load_state_dict(loaded.state_dict())
+    _set_special_tokens(tokenizer, settings)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+def _set_special_tokens(tokenizer: PreTrainedTokenizerBase, settings: Any) -> None:
+    """Take the special tokens from the model's configuration, which has them from the same GGUF file.
+
+    transformers 5.17.0 gives a gpt2-style tokenizer from GGUF its beginning-of-sequence token as the end (its
+    integrations/ggml.py reads bos_token_id for both), so that no completion would ever end.
+    """
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        token_id = getattr(settings, f"{name}_id", None)
+        if isinstance(token_id, int):
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token_id))
+        tokenizer.init_kwargs.pop(f"{name}_id", None)

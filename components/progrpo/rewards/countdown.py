@@ -93,7 +93,7 @@ class _Parser:
 
     def factor(self) -> Expression | None:
         token = self.tokens[self.position]
-        if token[:1].isdigit():
+        if "0" <= token[:1] <= "9":  # str.isdigit also accepts digits that int() does not
             self.position += 1
             return Expression(int(token), str(int(token)), (int(token),))
         if self.take("("):

@@ -1,0 +1,120 @@
+"""A real S3 server for tests: SeaweedFS, which checks signatures and rights, on free ports of 127.0.0.1."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import BotoCoreError, ClientError
+
+START_S = 60
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """Where the server listens, and the one user who may read and write."""
+
+    endpoint: str
+    access_key: str = "progrpo-test"
+    secret_key: str = "progrpo-test-secret"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The AWS settings a program needs to use this server."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_REGION": "us-east-1",
+        }
+
+    def client(self) -> Any:
+        """Return a boto3 client of that user."""
+        import boto3
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name="us-east-1",
+        )
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """Start SeaweedFS once and stop it at the end."""
+    weed = Path(sys.executable).with_name("weed")
+    if not weed.is_file():
+        pytest.fail("SeaweedFS is missing: install progrpo[dev]")
+    directory = Path(tempfile.mkdtemp(prefix="progrpo-s3-"))
+    master, volume, filer, s3, iceberg, metrics = free_ports(6)
+    server = S3Server(f"http://127.0.0.1:{s3}")
+    identity = {
+        "name": "test",
+        "credentials": [{"accessKey": server.access_key, "secretKey": server.secret_key}],
+        "actions": ["Admin"],
+    }
+    (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    command = [
+        *(str(weed), "server", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+        *("-s3", f"-s3.port={s3}", f"-s3.port.iceberg={iceberg}", f"-s3.config={directory / 's3.json'}"),
+        *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", "-volume.max=100"),
+        *("-volume.preStopSeconds=0", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"),
+        f"-metricsPort={metrics}",
+    ]
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={"TMPDIR": str(directory), "HOME": str(directory)}
+        )
+    try:
+        _wait(server, process, directory / "log")
+        yield server
+    finally:
+        process.kill()  # a graceful stop takes ten seconds, and nothing here is kept
+        process.wait()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that are free, and so is each + 10000, which SeaweedFS takes for gRPC."""
+    ports: list[int] = []
+    with ExitStack() as held:
+        for port in random.sample(range(20000, 50000), 1000):  # other test workers look for ports at the same time
+            if len(ports) == count:
+                break
+            try:
+                for number in (port, port + 10000):
+                    held.enter_context(socket.socket()).bind(("127.0.0.1", number))
+            except OSError:
+                continue
+            ports.append(port)
+    return ports
+
+
+def _wait(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until an object can be written."""
+    deadline = time.monotonic() + START_S
+    client = server.client()
+    while True:
+        try:
+            with suppress(client.exceptions.BucketAlreadyOwnedByYou):
+                client.create_bucket(Bucket="ready")
+            client.put_object(Bucket="ready", Key="ready", Body=b"")
+            return
+        except (BotoCoreError, ClientError):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"SeaweedFS did not start:\n{log.read_text(errors='replace')[-3000:]}") from None
+            time.sleep(0.3)

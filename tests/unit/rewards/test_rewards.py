@@ -1,0 +1,81 @@
+import threading
+
+import pytest
+
+from progrpo.errors import ConfigError
+from progrpo.rewards import VERIFIER_VERSIONS, Verdict, mathematics, verify, verify_batch
+
+HANGS = "9**9**9**9**9"  # sympy multiplies it out
+
+
+@pytest.mark.parametrize(
+    ("answer", "completion", "correct"),
+    [
+        ("Paris", "paris", True),
+        ("New York", "I think.\nAnswer:  new\tYORK ", True),
+        ("Paris", "It is Paris", False),
+        ("Paris", "", False),
+        ("Paris", "answer:", False),
+        ("b", "answer: a\nno, answer: b", True),
+    ],
+)
+def test_exact(answer, completion, correct):
+    assert verify("exact", answer, completion).correct is correct
+
+
+def test_unknown_task():
+    with pytest.raises(ConfigError, match=r"unknown task 'code'. Allowed: countdown, exact, math"):
+        verify("code", "1", "1")
+
+
+def test_versions_name_every_task():
+    assert set(VERIFIER_VERSIONS) == {"countdown", "exact", "math"}
+    assert VERIFIER_VERSIONS["math"] == "math-verify 0.9.0"
+
+
+def test_math_and_plain_tasks_in_one_batch_keep_their_order():
+    verdicts = verify_batch(
+        [
+            ("math", r"\frac{1}{2}", "so it is $0.5$"),
+            ("exact", "a", "A"),
+            ("math", "4", "The answer is 5."),
+            ("math", "2^(n-1)", "$2^{n-1}$"),
+            ("countdown", '{"numbers":[1,2],"target":3}', "2+1"),
+            ("math", r"\sqrt{2}", "no idea"),
+            ("math", r"{1, 2}", r"\boxed{\{2,1\}}"),
+        ],
+        timeout_s=30,
+    )
+    assert [verdict.correct for verdict in verdicts[:6]] == [True, True, False, True, True, False]
+    assert all(verdict.scored for verdict in verdicts)
+    assert verdicts[0].answer == verify("math", "0.5", r"\boxed{\frac{1}{2}}").answer == "1/2"
+    assert verdicts[5].answer is None
+
+
+def test_math_works_in_a_thread():
+    results: list[Verdict] = []
+    thread = threading.Thread(target=lambda: results.append(verify("math", "3", "$3$")))
+    thread.start()
+    thread.join()
+    assert results[0].correct
+
+
+def test_what_takes_too_long_is_unscored_and_the_rest_is_not(caplog):
+    verify("math", "1", "1")  # the worker is warm: the limit below is for one question, not for the start
+    verdicts = verify_batch([("math", "1", HANGS), ("math", "1", "$1$")], timeout_s=3)
+    assert verdicts == [Verdict(correct=False, answer=None, scored=False), Verdict(correct=True, answer="1")]
+    assert "1 of 2 math completions could not be verified" in caplog.text
+
+
+def test_a_dead_worker_is_replaced():
+    verify("math", "1", "1")
+    worker = mathematics._workers.queue[-1]
+    assert worker._process is not None
+    worker._process.kill()
+    worker._process.wait()
+    assert not verify("math", "1", "$1$").scored
+    assert verify("math", "1", "$1$").correct
+
+
+def test_unreadable_right_answer_is_not_a_wrong_completion():
+    assert not verify("math", "", "$1$").scored
