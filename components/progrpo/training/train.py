@@ -61,7 +61,7 @@ def train(
     device = resolve_device(config.device)
 
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
     from progrpo.checkpoints.importer import write_checkpoint
 
@@ -76,8 +76,8 @@ def train(
     output.mkdir(parents=True, exist_ok=True)
     log = JsonlSink(output / "metrics.jsonl")
     trainer = build_trainer(arm, seed, config, model, tokenizer, problems, output)
-    recorder = _recorder(trainer, config, output, [log, *sinks], progress)
-    trainer.add_callback(recorder)
+    trainer.add_callback(_recorder(trainer, config, output, [log, *sinks], progress))
+    set_seed(seed)  # rollouts draw from the global generators, whose state must not depend on what ran before
     try:
         trainer.train()
     except torch.OutOfMemoryError as error:
@@ -176,6 +176,7 @@ def build_trainer(
 ) -> PolicyTrainer:
     """Translate our settings into TRL's, once and here."""
     from datasets import Dataset
+    from transformers import PrinterCallback
     from trl import GRPOConfig
 
     from progrpo.training.trainer import PolicyTrainer
@@ -213,7 +214,7 @@ def build_trainer(
     )
     columns = {name: [getattr(problem, name) for problem in problems] for name in ("prompt", "answer", "task")}
     columns["problem_id"] = [problem.id for problem in problems]
-    return PolicyTrainer(
+    trainer = PolicyTrainer(
         model=model,
         processing_class=tokenizer,
         reward_funcs=correctness,
@@ -222,6 +223,8 @@ def build_trainer(
         algorithm=arm.algorithm,
         normalize_std=config.loss.normalize_std,
     )
+    trainer.remove_callback(PrinterCallback)  # prints every log line; ours go to the sinks
+    return trainer
 
 
 def correctness(

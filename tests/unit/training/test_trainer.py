@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import GRPOTrainer
 
 from progrpo.algorithms import answer_confidence
@@ -16,7 +16,7 @@ SETTINGS = {
     "steps": 5,
     "prompts_per_step": 4,
     "group_size": 8,
-    "learning_rate": 1e-3,
+    "learning_rate": 1e-4,
     "max_completion_tokens": 9,
     "device": "cpu",
 }
@@ -32,6 +32,12 @@ def make_trainer(embedded_checkpoint, tiny_dataset, tmp_path):
         return build_trainer(Arm(name="arm", algorithm=algorithm), seed, config, model, tokenizer, problems, tmp_path)
 
     return make
+
+
+def run(*trainers, seed=0):
+    for trainer in trainers:
+        set_seed(seed)
+        trainer.train()
 
 
 def weights(trainer):
@@ -51,23 +57,21 @@ def assert_same(a, b):
 @pytest.mark.parametrize("prompt", ["inverse_perplexity", "low_prob", "group_mean", "none"])
 def test_alpha_zero_trains_bit_identically_to_grpo(make_trainer, prompt):
     grpo, progrpo = make_trainer(GRPO()), make_trainer(ProGRPO(alpha=0.0, prompt_confidence=prompt))
-    grpo.train()
-    progrpo.train()
+    run(grpo, progrpo)
+    assert sum(loss != 0 for loss in losses(grpo)) >= 2, "without a signal the runs would agree whatever they do"
     assert losses(grpo) == losses(progrpo)
     assert_same(weights(grpo), weights(progrpo))
 
 
 def test_alpha_zero_is_grpo_with_micro_batches_too(make_trainer):
     grpo, progrpo = make_trainer(GRPO(), micro_batch_size=8), make_trainer(ProGRPO(alpha=0.0), micro_batch_size=8)
-    grpo.train()
-    progrpo.train()
+    run(grpo, progrpo)
     assert_same(weights(grpo), weights(progrpo))
 
 
 def test_alpha_moves_the_weights(make_trainer):
     grpo, progrpo = make_trainer(GRPO(), steps=1), make_trainer(ProGRPO(alpha=1.0), steps=1)
-    grpo.train()
-    progrpo.train()
+    run(grpo, progrpo)
     assert any(not torch.equal(a, b) for a, b in zip(weights(grpo).values(), weights(progrpo).values(), strict=True))
 
 
@@ -84,8 +88,7 @@ def test_grpo_is_stock_trl_bit_for_bit(make_trainer, normalize_std, aggregation)
         args=template.args,
         train_dataset=template.train_dataset,
     )
-    ours.train()
-    stock.train()
+    run(ours, stock)
     assert losses(ours) == losses(stock)
     assert_same(weights(ours), weights(stock))
 
@@ -99,7 +102,7 @@ def test_progrpo_makes_exactly_as_many_forward_passes_as_grpo(make_trainer, micr
         trainer.model.model.register_forward_hook(
             lambda module, args, output, calls=calls: calls.append(output.last_hidden_state.shape[:2].numel())
         )
-        trainer.train()
+        run(trainer)
         counts.append(len(calls))
         tokens.append(sum(calls))
     assert len(set(counts)) == 1, counts
@@ -131,7 +134,7 @@ def test_confidences_are_those_of_a_plain_recomputation(make_trainer, temperatur
     trainer._generate_and_score_completions = keep
     trainer.args.max_steps = 1
     reference = AutoModelForCausalLM.from_pretrained(trainer.model.config._name_or_path, dtype=torch.float64)
-    trainer.train()
+    run(trainer)
 
     assert generated["prompt_mask"].eq(0).any(), "the prompts must differ in length for this test to mean anything"
     rollouts = trainer.rollouts
@@ -153,7 +156,7 @@ def test_confidences_are_those_of_a_plain_recomputation(make_trainer, temperatur
 
 def test_group_mean_recentres_the_group(make_trainer):
     trainer = make_trainer(ProGRPO(alpha=1.0, prompt_confidence="group_mean"), steps=1)
-    trainer.train()
+    run(trainer)
     shift_PG = torch.tensor(trainer.rollouts["advantage_shift"]).view(-1, 8)
     torch.testing.assert_close(shift_PG.mean(dim=1), torch.zeros(4), atol=1e-6, rtol=0)
     assert shift_PG.abs().max() > 0
@@ -161,8 +164,8 @@ def test_group_mean_recentres_the_group(make_trainer):
 
 def test_the_same_seed_repeats_and_another_does_not(make_trainer):
     runs = [make_trainer(ProGRPO(alpha=1.0), seed=seed, steps=2) for seed in (3, 3, 4)]
-    for trainer in runs:
-        trainer.train()
+    for trainer, seed in zip(runs, (3, 3, 4), strict=True):
+        run(trainer, seed=seed)
     assert_same(weights(runs[0]), weights(runs[1]))
     assert any(not torch.equal(a, b) for a, b in zip(weights(runs[0]).values(), weights(runs[2]).values(), strict=True))
 
