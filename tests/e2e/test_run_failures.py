@@ -43,7 +43,7 @@ def long_run(tmp_path):
     output = tmp_path / "a run" / "python3"  # a path that kfp.local by itself cannot take
     process = subprocess.Popen([*COMMAND, *LONG, "--output", str(output)], stderr=subprocess.PIPE, text=True)
     file = output / "progress" / "evaluate-start.jsonl"
-    started = wait_for(lambda: process.poll() is not None or (file.is_file() and file.read_text()), 60)
+    started = wait_for(lambda: process.poll() is not None or (file.is_file() and file.read_text()), 180)
     assert process.poll() is None, process.stderr.read()
     assert started, "the evaluate step did not start"
     yield process, output, json.loads(file.read_text().splitlines()[0])["pid"]
@@ -57,7 +57,7 @@ def test_a_users_mistake_in_the_data_is_the_message(tmp_path):
     data.write_text("".join(json.dumps({"prompt": f"{i} + {i}", "solution": 2 * i}) + "\n" for i in range(20)))
     command = [*COMMAND, "evaluate", "--preset", "smoke", "--output", str(tmp_path / "run")]
     command += ["--set", f"dataset.source={{type: file, train_uri: {data}, task: exact}}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stderr.startswith("error: prepare-dataset failed: ")
     for part in (str(data), "answer", "solution"):
@@ -75,7 +75,7 @@ def test_a_fault_that_is_not_the_users_is_exit_code_1(tmp_path):
     )
     code += "    return original(directory)\nlocal._environment = broken\n"
     code += f"from progrpo_pipelines.cli import main\nmain({command[3:]!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "NotADirectoryError" in done.stderr or "FileExistsError" in done.stderr
     assert str(tmp_path / "run" / "pipeline.log") in done.stderr
