@@ -236,19 +236,23 @@ def _convert_gguf(file: Path, directory: Path, config: CheckpointConfig) -> None
         del settings.quantization_config
     model = AutoModelForCausalLM.from_config(settings, dtype=dtype)
     model.load_state_dict(loaded.state_dict())
-    _set_special_tokens(tokenizer, settings)
+    _repair_tokenizer(tokenizer, settings)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
-def _set_special_tokens(tokenizer: PreTrainedTokenizerBase, settings: Any) -> None:
-    """Take the special tokens from the model's configuration, which has them from the same GGUF file.
+def _repair_tokenizer(tokenizer: PreTrainedTokenizerBase, settings: Any) -> None:
+    """Undo what transformers 5.17.0 gets wrong in a gpt2-style tokenizer from GGUF.
 
-    transformers 5.17.0 gives a gpt2-style tokenizer from GGUF its beginning-of-sequence token as the end (its
-    integrations/ggml.py reads bos_token_id for both), so that no completion would ever end.
+    The end-of-sequence token is the beginning's (integrations/ggml.py reads bos_token_id for both), so that no
+    completion would ever end; the model's configuration has the right ones, from the same file. The tokenizer
+    returns token_type_ids, which causal language models refuse, and drops spaces when decoding.
     """
     for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
         token_id = getattr(settings, f"{name}_id", None)
         if isinstance(token_id, int):
             setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(token_id))
         tokenizer.init_kwargs.pop(f"{name}_id", None)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.clean_up_tokenization_spaces = False
+    tokenizer.init_kwargs.update(model_input_names=tokenizer.model_input_names, clean_up_tokenization_spaces=False)

@@ -256,8 +256,12 @@ def test_gguf_is_dequantized_with_its_special_tokens(tmp_path):
     assert manifest.metadata["architecture"] == "LlamaForCausalLM"
     assert manifest.metadata["dtype"] == "float32"
     assert (manifest.metadata["eos_token"], manifest.metadata["pad_token"]) == ("<|end|>", "<|pad|>")
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    tokenizer = AutoTokenizer.from_pretrained(output)
+    assert set(tokenizer("ab")) == {"input_ids", "attention_mask"}
+    assert tokenizer("abab", add_special_tokens=False)["input_ids"] == [6, 6]
+    assert not tokenizer.clean_up_tokenization_spaces
     weights = AutoModelForCausalLM.from_pretrained(output).state_dict()
     assert torch.equal(weights["model.embed_tokens.weight"], torch.from_numpy(tensors["token_embd.weight"]))
 
