@@ -17,6 +17,8 @@ from progrpo.errors import ConfigError, PipelineError, ProGRPOError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
+_LOG_WIDTH = 120  # of the table where there is no terminal
+
 _EXAMPLES = """
 Examples:
 
@@ -82,7 +84,7 @@ def run(
 
     parameters = resolve(pipeline, preset=preset, params_file=params_file, settings=settings or ())
     directory = output or Path("runs") / f"{pipeline}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else _LOG_WIDTH)
     try:
         result = run_pipeline(pipeline, parameters, directory, console=console, replace=replace)
     except KeyboardInterrupt:

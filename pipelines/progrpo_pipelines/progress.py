@@ -196,8 +196,9 @@ class LineDisplay:
 
     def _line(self, row: StepRow, now: float) -> str:
         text = f"[{now - self._started:6.1f} s] {row.label}: "
-        if row.state != "running" or not row.total:
+        if not row.total:
             return text + ("started" if row.state == "running" else row.state)
+        text += "" if row.state == "running" else f"{row.state}, "
         text += f"{row.done}/{row.total}"
         text += "".join(f", {key} {row.numbers[key]:.3f}" for key in ("reward", "entropy") if key in row.numbers)
         return text if row.left_s is None else f"{text}, {duration(row.left_s)} left"

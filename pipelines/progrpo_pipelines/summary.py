@@ -51,11 +51,11 @@ def _print_comparison(directory: Path, console: Console) -> None:
 
     comparison = read_comparison(directory)
     table = Table(title=f"Held-out problems: {comparison.num_problems}, completions each: {comparison.num_samples}")
-    table.add_column("Arm")
+    table.add_column("Arm", no_wrap=True)
     for heading in headline_columns(comparison):
-        table.add_column(escape(heading), justify="right")
+        table.add_column(escape(heading), justify="right", overflow="fold")  # no number is cut off
     for row in headline_table(comparison):
-        name = f"{row.arm} (baseline)" if row.is_baseline else row.arm
+        name = f"{row.arm}\n(baseline)" if row.is_baseline else row.arm
         cells = [f"{cell.value}\n{cell.interval}".rstrip() for cell in row.cells]
         table.add_row(escape(name), *map(escape, cells))
     console.print(table)

@@ -74,10 +74,10 @@ def test_integers_survived_kfp(finished):
 def test_the_terminal_shows_progress_table_and_paths(finished):
     done, run = finished
     for part in (
-        "train (grpo, seed 0): 4/4, reward ",
-        "train (progrpo, seed 1): finished",
+        "train (grpo, seed 0): finished, 4/4, reward ",
+        "train (progrpo, seed 1): finished, 4/4, reward ",
         "evaluate (start): finished",
-        "grpo (baseline)",
+        "(baseline)",
         str(run / "report.html"),
         f"mlflow server --backend-store-uri sqlite:///{run.parent / 'mlflow.db'}",
     ):

@@ -65,7 +65,7 @@ def test_lines_come_at_every_tenth_and_at_the_end():
     lines = out.getvalue().splitlines()
     assert len(lines) == 12  # at 0, 10, ..., 100, and the end
     assert lines[5].endswith("train (grpo, seed 0): 50/100, reward 0.250, entropy 1.500, 1 min 40 s left")
-    assert lines[-1].endswith("train (grpo, seed 0): finished")
+    assert lines[-1].endswith("train (grpo, seed 0): finished, 100/100, reward 0.250, entropy 1.500")
 
 
 def test_live_table_shows_every_step():
