@@ -18,7 +18,7 @@ import numpy.typing as npt
 from progrpo.errors import ConfigError, DataError
 
 _Array = npt.NDArray[np.float64]
-_CHUNK_ELEMENTS = 1 << 20  # gathered values held at a time: 8 MiB for each of numerators and denominators
+_CHUNK_ELEMENTS = 1 << 20  # draws held at a time, R x P
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def bootstrap_hierarchical(
     num_SP, den_SP = _stack("values", numerators, denominators)
     resampled_R = np.concatenate(
         [
-            _ratio(num_SP, den_SP, _draw(rng, rows, len(num_SP)), problems_RP)
-            for rng, rows, problems_RP in _resamples(num_SP.shape, num_resamples, seed)
+            _ratio(num_SP, den_SP, _draw(rng, len(problems_RP), len(num_SP)), problems_RP)
+            for rng, problems_RP in _resamples(num_SP.shape[1], num_resamples, seed)
         ]
     )
     return _interval(num_SP.sum() / den_SP.sum(), resampled_R, level)
@@ -143,29 +143,27 @@ def bootstrap_difference(
             f"the arm has {arm_SP.shape[1]} problems and the baseline {base_SP.shape[1]}: a paired difference needs "
             f"the same problems in the same order on both sides."
         )
-    shape = (max(len(arm_SP), len(base_SP)), arm_SP.shape[1])
     resampled_R = np.concatenate(
         [
-            _ratio(arm_SP, arm_den_SP, _draw(rng, rows, len(arm_SP)), problems_RP)
-            - _ratio(base_SP, base_den_SP, _draw(rng, rows, len(base_SP)), problems_RP)
-            for rng, rows, problems_RP in _resamples(shape, num_resamples, seed)
+            _ratio(arm_SP, arm_den_SP, _draw(rng, len(problems_RP), len(arm_SP)), problems_RP)
+            - _ratio(base_SP, base_den_SP, _draw(rng, len(problems_RP), len(base_SP)), problems_RP)
+            for rng, problems_RP in _resamples(arm_SP.shape[1], num_resamples, seed)
         ]
     )
     return _interval(arm_SP.sum() / arm_den_SP.sum() - base_SP.sum() / base_den_SP.sum(), resampled_R, level)
 
 
-def _resamples(
-    shape: tuple[int, int], num_resamples: int, seed: int
-) -> Iterator[tuple[np.random.Generator, int, npt.NDArray[np.int64]]]:
-    """Yield the generator, the number of resamples and their problem draws [rows, P], a bounded chunk at a time."""
+def _resamples(num_problems: int, num_resamples: int, seed: int) -> Iterator[tuple[np.random.Generator, _Array]]:
+    """Yield the generator and how often each resample draws each problem, [rows, P], a bounded chunk at a time."""
     if num_resamples < 1:
         raise ConfigError(f"num_resamples = {num_resamples}, allowed is 1 or more.")
     rng = np.random.default_rng(seed)
-    num_seeds, num_problems = shape
-    chunk = max(1, _CHUNK_ELEMENTS // (num_seeds * num_problems))
+    chunk = max(1, _CHUNK_ELEMENTS // num_problems)
     for start in range(0, num_resamples, chunk):
         rows = min(chunk, num_resamples - start)
-        yield rng, rows, rng.integers(num_problems, size=(rows, num_problems))
+        draws_RP = rng.integers(num_problems, size=(rows, num_problems)) + num_problems * np.arange(rows)[:, None]
+        counts = np.bincount(draws_RP.ravel(), minlength=rows * num_problems)
+        yield rng, counts.reshape(rows, num_problems).astype(np.float64)
 
 
 def _draw(rng: np.random.Generator, rows: int, num_seeds: int) -> npt.NDArray[np.int64]:
@@ -173,12 +171,10 @@ def _draw(rng: np.random.Generator, rows: int, num_seeds: int) -> npt.NDArray[np
     return rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=rows)
 
 
-def _ratio(
-    num_SP: _Array, den_SP: _Array, seeds_RS: npt.NDArray[np.int64], problems_RP: npt.NDArray[np.int64]
-) -> _Array:
-    num_RS = num_SP[:, problems_RP].sum(axis=-1).T
-    den_RS = den_SP[:, problems_RP].sum(axis=-1).T
-    ratio_R: _Array = (seeds_RS * num_RS).sum(axis=1) / (seeds_RS * den_RS).sum(axis=1)
+def _ratio(num_SP: _Array, den_SP: _Array, seeds_RS: npt.NDArray[np.int64], problems_RP: _Array) -> _Array:
+    num_R = (seeds_RS * (problems_RP @ num_SP.T)).sum(axis=1)
+    den_R = (seeds_RS * (problems_RP @ den_SP.T)).sum(axis=1)
+    ratio_R: _Array = num_R / den_R
     return ratio_R
 
 

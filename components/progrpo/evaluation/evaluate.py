@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from progrpo.checkpoints.loading import check_room, context_length, load_tokenizer, render_prompts
 from progrpo.config import Arm, EvaluateConfig
 from progrpo.data.dataset import Problem, load_problems
 from progrpo.environment import describe_hardware, library_versions, resolve_device
 from progrpo.errors import ConfigError, DataError
-from progrpo.evaluation.inputs import check_room, load_engine, load_tokenizer, render_prompts
+from progrpo.evaluation.loading import load_engine
 from progrpo.evaluation.summary import BOOTSTRAP, Sample, Tally
 from progrpo.generation.engine import Engine, SamplingSettings
 from progrpo.manifest import MANIFEST_NAME, Manifest, read_manifest, write_atomic, write_manifest
@@ -44,9 +45,9 @@ def evaluate(
 ) -> Manifest:
     """Measure a checkpoint on the held-out problems.
 
-    Writes ``samples.parquet`` (one row a completion, see :class:`progrpo.evaluation.summary.Sample`),
-    ``evaluation.json`` and, last, the manifest. Equal inputs, configuration and machine give equal completions and
-    metrics; only wall times differ.
+    Writes ``problems.parquet`` (problem_id, prompt), ``samples.parquet`` (one row a completion, see
+    :class:`progrpo.evaluation.summary.Sample`), ``evaluation.json`` and, last, the
+    manifest. Equal inputs, configuration and machine give equal completions and metrics; only wall times differ.
 
     Args:
         config: n, k, sampling settings, device.
@@ -80,12 +81,13 @@ def evaluate(
         raise DataError(
             f"{dataset / 'eval.parquet'} has no problems: nothing to evaluate. Prepare it with held-out rows."
         )
-    tokenizer, context_length = load_tokenizer(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
     prompts = render_prompts(tokenizer, problems)
-    check_room(problems, prompts, config.max_completion_tokens, context_length)
+    check_room(problems, prompts, config.max_completion_tokens, context_length(checkpoint))
 
     output.mkdir(parents=True, exist_ok=True)
     (output / MANIFEST_NAME).unlink(missing_ok=True)
+    _write_problems(output / "problems.parquet", problems)
     with _cpu_threads(config.num_threads), _memory_errors(config):
         sampler = _Sampler(config, *load_engine(config, checkpoint, tokenizer, device), tokenizer)
         tally, num_unscored = _sample_all(sampler, problems, prompts, output / "samples.parquet", progress)
@@ -126,6 +128,15 @@ def evaluate(
         },
         metadata={"arm": arm_name, "num_problems": len(problems), "unscored": num_unscored},
     )
+
+
+def _write_problems(path: Path, problems: Sequence[Problem]) -> None:
+    """Keep the prompts beside the completions, so that a report needs no other artifact to show both."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"problem_id": [problem.id for problem in problems], "prompt": [list(p.prompt) for p in problems]}
+    pq.write_table(pa.table(columns), path)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from progrpo.checkpoints.loading import (
+    check_room,
+    context_length,
+    eos_token_ids,
+    load_model,
+    load_tokenizer,
+    render_prompts,
+)
 from progrpo.config import Arm, ProGRPO, TrainConfig
 from progrpo.data.dataset import Problem, load_problems
 from progrpo.environment import describe_hardware, library_versions, resolve_device
-from progrpo.errors import CheckpointError, ConfigError, DataError, TrainingError
+from progrpo.errors import ConfigError, DataError, TrainingError
 from progrpo.manifest import Manifest, read_manifest, write_manifest
 from progrpo.metrics import JsonlSink, MetricSink, Progress
 
@@ -61,17 +69,17 @@ def train(
     device = resolve_device(config.device)
 
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+    from transformers import set_seed
 
     from progrpo.checkpoints.importer import write_checkpoint
 
     torch.set_num_threads(config.num_threads)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, padding_side="left", local_files_only=True)
+    tokenizer = load_tokenizer(checkpoint)
+    check_lengths(checkpoint, tokenizer, config, problems)
     # Weights are float32 whatever the arithmetic: a bfloat16 weight would swallow updates at a learning rate of 1e-6.
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint, dtype=torch.float32, use_safetensors=True, local_files_only=True
-    )
-    check_fit(tokenizer, model.config, config, problems)
+    model = load_model(checkpoint, torch.float32)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token_id = eos_token_ids(checkpoint, model, tokenizer)[0]
 
     output.mkdir(parents=True, exist_ok=True)
     log = JsonlSink(output / "metrics.jsonl")
@@ -134,35 +142,22 @@ def check_configuration(arm: Arm, config: TrainConfig, problems: Sequence[Proble
         )
 
 
-def check_fit(
-    tokenizer: PreTrainedTokenizerBase, model_config: Any, config: TrainConfig, problems: Sequence[Problem]
+def check_lengths(
+    checkpoint: Path, tokenizer: PreTrainedTokenizerBase, config: TrainConfig, problems: Sequence[Problem]
 ) -> None:
-    """Refuse a checkpoint and a dataset that do not fit each other.
+    """Refuse prompts that are too long for the limit or, with a completion, for the model's context.
 
     Raises:
-        CheckpointError: no chat template, no end-of-sequence token.
-        DataError: prompts too long for the limit or, with the completion, for the model's context.
+        DataError, ConfigError: naming the longest problem and what would fit.
     """
-    if tokenizer.chat_template is None:
-        raise CheckpointError("the checkpoint's tokenizer has no chat template, but prompts are messages.")
-    if tokenizer.eos_token_id is None:
-        raise CheckpointError("the checkpoint's tokenizer has no end-of-sequence token: no completion could end.")
-    lengths = [
-        len(tokenizer.apply_chat_template(problem.prompt, add_generation_prompt=True, return_dict=False))
-        for problem in problems
-    ]
-    longest = max(range(len(problems)), key=lengths.__getitem__)
-    limit = f"problem {problems[longest].id} has {lengths[longest]} prompt tokens"
-    if lengths[longest] > config.max_prompt_tokens:
+    prompts = render_prompts(tokenizer, problems)
+    length, problem = max((len(ids), problem.id) for ids, problem in zip(prompts, problems, strict=True))
+    if length > config.max_prompt_tokens:
         raise DataError(
-            f"{limit}, train.max_prompt_tokens is {config.max_prompt_tokens}. Raise it or drop the problem."
+            f"problem {problem!r} has {length} prompt tokens, train.max_prompt_tokens is {config.max_prompt_tokens}. "
+            f"Raise it or drop the problem."
         )
-    context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and lengths[longest] + config.max_completion_tokens > context:
-        raise DataError(
-            f"{limit}; with train.max_completion_tokens {config.max_completion_tokens} that is more than the model's "
-            f"context of {context}. Set max_completion_tokens to at most {context - lengths[longest]}."
-        )
+    check_room(problems, prompts, config.max_completion_tokens, context_length(checkpoint))
 
 
 def build_trainer(

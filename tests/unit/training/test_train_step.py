@@ -116,7 +116,7 @@ def attempt(tmp_path, dataset, checkpoint, arm=PROGRPO, **settings):
     [
         ({"prompts_per_step": 65}, DataError, ["64 problems", "prompts_per_step is 65"]),
         ({"max_prompt_tokens": 3}, DataError, ["max_prompt_tokens is 3", "problem "]),
-        ({"max_completion_tokens": 100_000}, DataError, ["context of", "max_completion_tokens to at most"]),
+        ({"max_completion_tokens": 100_000}, ConfigError, ["context of", "max_completion_tokens to at most"]),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, tiny_dataset, embedded_checkpoint, settings, error, words):

@@ -128,7 +128,9 @@ def test_confidences_are_those_of_a_plain_recomputation(make_trainer, temperatur
 
     def keep(inputs):
         batch = inner(inputs)
-        generated.update({key: batch[key].clone() for key in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")})
+        generated.update(
+            {key: batch[key].clone() for key in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")}
+        )
         return batch
 
     trainer._generate_and_score_completions = keep

@@ -69,7 +69,11 @@ def test_extra_rows_survive_shuffle_and_split():
     import torch
     from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
 
-    batch = {"completion_ids": torch.arange(12).view(6, 2), "row": torch.arange(6), "arm_gate": torch.arange(6) % 2 == 0}
+    batch = {
+        "completion_ids": torch.arange(12).view(6, 2),
+        "row": torch.arange(6),
+        "arm_gate": torch.arange(6) % 2 == 0,
+    }
     slices = split_tensor_dict(shuffle_sequence_dict(batch), 3)
     assert sorted(torch.cat([part["row"] for part in slices]).tolist()) == list(range(6))
     for part in slices:
