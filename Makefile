@@ -17,12 +17,13 @@ help: ## Show this list
 .PHONY: install
 install: $(STAMP) ## Set up .venv with everything pinned (other targets do it by themselves)
 
-# uv installs in a fraction of pip's time; it does not read pip's settings, hence UV_FIND_LINKS.
+# uv installs in a fraction of pip's time; it does not read pip's settings, hence UV_FIND_LINKS. Bytecode is compiled
+# here, once: containers often set PYTHONDONTWRITEBYTECODE, and compiling transformers at every start takes 10 s.
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 13) else f"error: $(PYTHON) is Python {v[0]}.{v[1]}; progrpo needs 3.11 or 3.12. Try: make PYTHON=python3.11 ...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
-	$(UV) pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 

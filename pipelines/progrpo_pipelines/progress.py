@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ from rich.table import Table
 from progrpo_pipelines.durations import duration
 
 _LINE_EVERY_S = 15.0
+_TENTH_EVERY_S = 3.0  # tenths that pass faster are not worth a line each
 
 
 @dataclass
@@ -166,15 +167,15 @@ class LiveDisplay:
 
 
 class LineDisplay:
-    """One line when a step starts or ends, at every tenth of it, and at least every few seconds while it moves."""
+    """One line when a step starts or ends, and while it moves at every tenth of it or every few seconds."""
 
-    def __init__(self, console: Console) -> None:
-        self._console, self._started = console, time.monotonic()
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._clock, self._started = console, clock, clock()
         self._shown: dict[str, tuple[str, int, int, float]] = {}  # label -> state, tenth, done, when
 
     def __enter__(self) -> Display:
         """Start the clock."""
-        self._started = time.monotonic()
+        self._started = self._clock()
         return self
 
     def __exit__(
@@ -184,12 +185,12 @@ class LineDisplay:
 
     def show(self, rows: list[StepRow]) -> None:
         """Print a line for every step of which there is something new."""
-        now = time.monotonic()
+        now = self._clock()
         for row in rows:
             tenth = 10 * row.done // row.total if row.total else 0
             state, last_tenth, last_done, when = self._shown.get(row.label, ("", 0, 0, now))
-            late = row.done > last_done and now - when >= _LINE_EVERY_S
-            if row.state == state and tenth == last_tenth and not late:
+            moved = row.done > last_done and now - when >= (_LINE_EVERY_S if tenth == last_tenth else _TENTH_EVERY_S)
+            if row.state == state and not moved:
                 continue
             self._shown[row.label] = (row.state, tenth, row.done, now)
             self._console.print(self._line(row, now), markup=False, highlight=False, soft_wrap=True)

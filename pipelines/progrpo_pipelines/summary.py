@@ -38,7 +38,10 @@ def mlflow_command(tracking_uri: str) -> str:
     if not tracking_uri.startswith("sqlite:///"):
         return tracking_uri
     artifacts = Path(tracking_uri.removeprefix("sqlite:///")).with_name("mlartifacts")
-    return f"mlflow server --backend-store-uri {tracking_uri} --artifacts-destination {artifacts}"
+    return (
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --workers 1 "
+        f"--backend-store-uri {tracking_uri} --artifacts-destination {artifacts}"
+    )
 
 
 def _print_line(console: Console, name: str, value: str) -> None:

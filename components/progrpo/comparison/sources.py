@@ -103,8 +103,12 @@ def read_evaluation(directory: Path) -> Evaluation:
     path = directory / "evaluation.json"
     try:
         summary = EvaluationSummary.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise ComparisonError(f"{path} cannot be read as an evaluation: {error}") from None
+    except OSError as error:
+        raise ComparisonError(f"{path} cannot be read: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ComparisonError(f"{path} is not an evaluation: {where}: {first['msg']}. Evaluate again.") from None
     if summary.schema_version != 1:
         raise ComparisonError(f"{path} has schema version {summary.schema_version}, 1 is needed. Evaluate again.")
     if (summary.arm == START) != (summary.seed is None):

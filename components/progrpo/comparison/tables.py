@@ -65,22 +65,25 @@ def _headline_metrics(comparison: Comparison) -> list[str]:
 
 
 def headline_sentences(comparison: Comparison) -> list[str]:
-    """Say for every trained arm, in one sentence, whether it beat the baseline at the largest k."""
-    k = comparison.ks[-1]
+    """Say for every trained arm, in one sentence, how it differs from the baseline.
+
+    The smallest and the largest k and the entropy together: a gain at one end is often paid for at the other.
+    """
+    names = [*map(pass_at, sorted({comparison.ks[0], comparison.ks[-1]})), "eval/entropy"]
     sentences = []
     for difference in comparison.differences:
         if difference.arm == "start" and len(comparison.differences) > 1:
             continue
-        at_k = difference.metrics[pass_at(k)]
-        cell = difference_cell(pass_at(k), at_k)
-        meaning = ""
-        if not at_k.resolved:
-            meaning = "; the interval includes 0, so this comparison does not show which is better"
-        sentences.append(
-            f"{difference.arm} minus {comparison.baseline}: pass@{k} {cell.value} points {cell.interval}, "
-            f"{verdict(at_k)}{meaning}."
-        )
+        parts = [_difference_phrase(name, difference.metrics[name]) for name in names]
+        sentences.append(f"{difference.arm} minus {comparison.baseline}: {'; '.join(parts)}.")
     return sentences or [f"{comparison.baseline} is the only arm; there is nothing to compare it with."]
+
+
+def _difference_phrase(name: str, difference: Difference) -> str:
+    cell = difference_cell(name, difference)
+    unit = " points" if name.startswith(_PERCENT) else " nats"
+    outcome = RESOLVED if difference.resolved else f"{NOT_RESOLVED} (the interval includes 0)"
+    return f"{name.removeprefix('eval/').replace('pass_at_', 'pass@')} {cell.value}{unit} {cell.interval}, {outcome}"
 
 
 def markdown_summary(comparison: Comparison) -> str:

@@ -60,5 +60,5 @@ def verify_batch(items: Sequence[tuple[str, str, str]], timeout_s: float = 10.0)
         verdicts.update(zip(waiting, results, strict=True))
         unscored = sum(not verdict.scored for verdict in results)
         if unscored:
-            logger.warning("%d of %d math completions could not be verified; they are left out", unscored, len(results))
+            logger.warning("%d of %d math completions could not be verified", unscored, len(results))
     return [verdicts[index] for index in range(len(items))]

@@ -16,7 +16,7 @@ NAN = float("nan")
 
 @pytest.mark.parametrize(
     ("num_correct", "right", "wrong"),
-    # G = 8, unbiased std: 1 right -> mean 1/8, std sqrt((0.875^2 + 7 * 0.125^2) / 7) = 0.35355; (1 - 1/8) / std = 2.4749
+    # G = 8: 1 right -> mean 1/8, unbiased std sqrt((0.875^2 + 7 * 0.125^2) / 7) = 0.35355, (1 - 1/8) / std = 2.4749
     [(1, 2.4749, -0.3536), (2, 1.6202, -0.5401), (4, 0.9354, -0.9354), (7, 0.3536, -2.4749)],
 )
 def test_scale_of_a_group_of_eight(num_correct, right, wrong):

@@ -55,9 +55,11 @@ def test_killed_is_a_running_step_without_its_process(tmp_path):
 
 def test_lines_come_at_every_tenth_and_at_the_end():
     out = io.StringIO()
-    display = LineDisplay(Console(file=out, width=40))
+    now = 0.0
+    display = LineDisplay(Console(file=out, width=40), clock=lambda: now)
     row = StepRow("train", "grpo", 0, total=100)
     for done in range(101):
+        now = 0.5 * done
         row.update({"done": done, "elapsed_s": 2.0 * done, "reward": 0.25, "entropy": 1.5})
         display.show([row])
     row.update({"state": "finished"})
@@ -66,6 +68,18 @@ def test_lines_come_at_every_tenth_and_at_the_end():
     assert len(lines) == 12  # at 0, 10, ..., 100, and the end
     assert lines[5].endswith("train (grpo, seed 0): 50/100, reward 0.250, entropy 1.500, 1 min 40 s left")
     assert lines[-1].endswith("train (grpo, seed 0): finished, 100/100, reward 0.250, entropy 1.500")
+
+
+def test_tenths_that_pass_quickly_are_one_line():
+    out = io.StringIO()
+    display = LineDisplay(Console(file=out, width=40), clock=lambda: 0.0)
+    row = StepRow("evaluate", "start", total=100)
+    for done in range(101):
+        row.update({"done": done, "elapsed_s": 0.01 * done})
+        display.show([row])
+    row.update({"state": "finished"})
+    display.show([row])
+    assert [line.rsplit(": ", 1)[1] for line in out.getvalue().splitlines()] == ["0/100", "finished, 100/100"]
 
 
 def test_live_table_shows_every_step():
