@@ -7,9 +7,11 @@ anything is read or written. The library is imported inside the functions: namin
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +105,7 @@ def prepare_dataset(config: Mapping[str, Any], *, output: Path) -> Manifest:
 def import_checkpoint(config: Mapping[str, Any], *, output: Path) -> Manifest:
     """Make the checkpoint artifact; ``config`` is a :class:`progrpo.config.CheckpointConfig`."""
     with reported("import-checkpoint", output=output) as progress:
+        _preload("progrpo.checkpoints.importer", "transformers:AutoTokenizer")
         from progrpo.checkpoints.importer import import_checkpoint as run
 
         return run(parse(CheckpointConfig, config, source="checkpoint"), output, progress=progress)
@@ -131,6 +134,7 @@ def train(
     arm, seed = parsed.arm, parsed.seed
     with reported("train", arm=arm.name, seed=seed, output=output) as progress:
         settings = parse(TrainConfig, config, source="train")
+        _preload("progrpo.training.trainer", "progrpo.training.train", *_tracking_modules(tracking))
         from progrpo.training.train import train as library_train
 
         with _tracker(tracking, arm.name, seed) as tracker:
@@ -176,6 +180,12 @@ def evaluate(
     arm_name, seed = (run.arm.name, run.seed) if run else (START, None)
     with reported("evaluate", arm=arm_name, seed=seed, output=output) as progress:
         settings = parse(EvaluateConfig, config, source="evaluation")
+        _preload(
+            "progrpo.generation.transformers_engine",
+            "transformers:AutoModelForCausalLM",
+            "progrpo.evaluation.evaluate",
+            *_tracking_modules(tracking),
+        )
         from progrpo.evaluation.evaluate import evaluate as library_evaluate
 
         with _tracker(tracking, arm_name, seed) as tracker:
@@ -216,6 +226,7 @@ def compare(
     """
     with reported("compare", output=output) as progress:
         settings = parse(CompareConfig, config, source="comparison")
+        _preload("progrpo.comparison.compare", "plotly.graph_objects", "matplotlib", *_tracking_modules(tracking))
         from progrpo.comparison.compare import compare as library_compare
 
         with _tracker(tracking, COMPARISON, None) as tracker:
@@ -256,6 +267,34 @@ def _run_of(model: Path) -> Run | None:
         return None
     values = {"arm": manifest.config.get("arm"), "seed": manifest.config.get("seed")}
     return parse(Run, values, source=str(model / MANIFEST_NAME))
+
+
+def _preload(*names: str) -> None:
+    """Import a step's heavy modules with the garbage collector out of the way, then and when the process ends.
+
+    It would traverse a million objects again and again and free none: with TRL and mlflow that takes 1.1 s of 5.6 s
+    of importing and 1.3 s of 1.5 s of exiting (two-core AMD EPYC), in every step.
+
+    Args:
+        names: ``module`` or ``module:attribute``; transformers imports an attribute's module on its first use.
+    """
+    gc.disable()
+    try:
+        for name in names:
+            module, _, attribute = name.partition(":")
+            loaded = import_module(module)
+            if attribute:
+                getattr(loaded, attribute)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _tracking_modules(tracking: Tracking | None) -> tuple[str, ...]:
+    from progrpo_components.tracking import SWITCH
+
+    off = tracking is None or os.environ.get(SWITCH, "").lower() == "off"
+    return () if off else ("mlflow:MlflowClient",)
 
 
 @contextmanager
