@@ -181,7 +181,7 @@ def _check_usable(directory: Path, config: CheckpointConfig) -> None:
             f"{config.uri}: transformers cannot use config.json (model_type {settings.get('model_type')!r}): "
             f"{str(error).strip().splitlines()[0][:300]}"
         ) from None
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory, name=config.uri)
     vocab_size = (settings.get("text_config") or settings).get("vocab_size")
     highest = max(tokenizer.get_vocab().values(), default=-1)
     if isinstance(vocab_size, int) and highest >= vocab_size:

@@ -177,8 +177,8 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
     return tensors
 
 
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a checkpoint.
+def load_tokenizer(directory: Path, *, name: str | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint, which messages call ``name``.
 
     Raises:
         CheckpointError: there is none, or it cannot be loaded without code of its own.
@@ -188,14 +188,15 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     files: Sequence[str] = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
     if not any((directory / name).is_file() for name in files):
         raise CheckpointError(
-            f"{directory} has no tokenizer: none of {', '.join(files)}. Save it there with tokenizer.save_pretrained."
+            f"{name or directory} has no tokenizer: none of {', '.join(files)}. "
+            f"Save it there with tokenizer.save_pretrained."
         )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # transformers and tokenizers raise plain Exception, OSError, ValueError, TypeError, …
-        raise CheckpointError(f"{directory}: the tokenizer cannot be loaded: {_first_line(error)}") from None
+        raise CheckpointError(f"{name or directory}: the tokenizer cannot be loaded: {_first_line(error)}") from None
     return tokenizer
 
 

@@ -143,7 +143,7 @@ def test_remote_code(source, tmp_path, name):
 
 def test_no_tokenizer(source, tmp_path):
     (source / "tokenizer.json").unlink()
-    refused(source, tmp_path, "has no tokenizer", "tokenizer.save_pretrained")
+    refused(source, tmp_path, f"{source} has no tokenizer", "tokenizer.save_pretrained")  # not the copy that is gone
 
 
 def test_broken_tokenizer(source, tmp_path):
