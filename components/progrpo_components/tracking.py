@@ -89,7 +89,7 @@ def open_tracking(
         logger.warning(
             "MLflow at %s cannot be used, so this step is not logged there; its numbers are in its output all the "
             "same. Check MLFLOW_TRACKING_URI, or set %s=off. Cause: %s",
-            _redact(uri),
+            redact(uri),
             SWITCH,
             _describe(error),
         )
@@ -374,10 +374,11 @@ def _is_refusal(error: Exception) -> bool:
     return getattr(error, "error_code", None) in codes
 
 
-def _redact(text: str) -> str:
+def redact(text: str) -> str:
+    """Return ``text`` without the user and password of any URI in it."""
     return re.sub(r"://[^/\s]*@", "://***@", text)
 
 
 def _describe(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return _redact(f"{type(error).__name__}: {lines[0][:300] if lines else ''}")
+    return redact(f"{type(error).__name__}: {lines[0][:300] if lines else ''}")

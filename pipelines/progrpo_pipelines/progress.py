@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
@@ -155,7 +156,7 @@ class LiveDisplay:
                 bar = {"finished": "[green]finished[/]", "failed": "[red]failed[/]"}.get(row.state, row.state)
             table.add_row(
                 row.step,
-                row.arm or "",
+                escape(row.arm or ""),
                 "" if row.seed is None else str(row.seed),
                 bar,
                 f"{row.done}/{row.total}" if row.total else "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from progrpo_components.tracking import redact
 from progrpo_pipelines.durations import duration
 from progrpo_pipelines.local import RunResult
 
@@ -34,13 +36,13 @@ def print_summary(result: RunResult, console: Console) -> None:
 
 
 def mlflow_command(tracking_uri: str) -> str:
-    """Return the command that shows the runs: a server on the local database, or where the server is."""
+    """Return the command that shows the runs: a server on the local database, or where the server is, no password."""
     if not tracking_uri.startswith("sqlite:///"):
-        return tracking_uri
+        return redact(tracking_uri)
     artifacts = Path(tracking_uri.removeprefix("sqlite:///")).with_name("mlartifacts")
     return (
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --workers 1 "
-        f"--backend-store-uri {tracking_uri} --artifacts-destination {artifacts}"
+        f"--backend-store-uri {shlex.quote(tracking_uri)} --artifacts-destination {shlex.quote(str(artifacts))}"
     )
 
 

@@ -79,7 +79,7 @@ def test_the_terminal_shows_progress_table_and_paths(finished):
         "evaluate (start): finished",
         "(baseline)",
         str(run / "report.html"),
-        f"mlflow server --backend-store-uri sqlite:///{run.parent / 'mlflow.db'}",
+        f"--backend-store-uri sqlite:///{run.parent / 'mlflow.db'}",
     ):
         assert part in done.stdout
     assert done.stderr == ""

@@ -90,6 +90,7 @@ def test_live_table_shows_every_step():
         display.show([StepRow("validate-inputs", state="finished"), row])
     text = out.getvalue()
     assert "validate-inputs" in text
+    assert "[red]arm" in text  # a name is no markup
     assert "5/10" in text
     assert "0.125" in text
 
