@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from progrpo.errors import ConfigError
 
 _NAME = r"^[a-z][a-z0-9_.-]{0,39}$"
+MAX_SEED = 2**32 - 1  # of numpy; KFP, whose numbers are doubles, would round one above 2**53
 
 
 class Config(BaseModel):
@@ -33,7 +34,7 @@ class CountdownSource(Config):
     type: Literal["countdown"] = "countdown"
     num_train: int = Field(2048, ge=1, le=100_000, description="training problems; ours")
     num_eval: int = Field(256, ge=1, le=100_000, description="held-out problems; ours")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
 
 
 class FileSource(Config):
@@ -49,7 +50,7 @@ class FileSource(Config):
         "math", description="how an answer is verified; see progrpo.rewards"
     )
     max_rows: int | None = Field(None, ge=2, description="use at most this many rows of each file")
-    seed: int = Field(0, ge=0, description="of the split")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of the split")
 
 
 class DatasetConfig(Config):
@@ -164,7 +165,7 @@ class EvaluateConfig(Config):
     max_completion_tokens: int = Field(8192, ge=1)
     max_problems: int | None = Field(None, ge=1, description="use the first n held-out problems")
     batch_size: int = Field(256, ge=1, description="completions generated at a time")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     num_threads: int = Field(1, ge=1)
@@ -194,7 +195,7 @@ class CompareConfig(Config):
     baseline: str = Field("grpo", pattern=_NAME, description="arm the others are subtracted from, or 'start'")
     num_resamples: int = Field(2000, ge=100, le=1_000_000, description="bootstrap resamples; ours")
     level: float = Field(0.95, gt=0.5, lt=1, description="of the intervals")
-    seed: int = Field(0, ge=0, description="of the bootstrap")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of the bootstrap")
 
 
 # --- pipelines: the fields are the parameters of the KFP pipeline of the same name ------------------------------------
@@ -214,7 +215,7 @@ class TrainAndEvaluatePipeline(EvaluatePipeline):
 
     arm: Arm = Arm(name="progrpo", algorithm=ProGRPO())
     comparison: CompareConfig = CompareConfig(baseline="start")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")
@@ -230,7 +231,7 @@ class ComparePipeline(EvaluatePipeline):
         (Arm(name="grpo", algorithm=GRPO()), Arm(name="progrpo", algorithm=ProGRPO())), min_length=1
     )
     comparison: CompareConfig = CompareConfig()
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field((0, 1), min_length=1)
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")

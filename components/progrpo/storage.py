@@ -55,6 +55,27 @@ def localize(uri: str, destination: Path) -> Path:
     raise StorageError(f"{_shown(uri)!r}: scheme {scheme!r} is not supported. {_ALLOWED}.")
 
 
+def make_directory(path: Path, *, name: str | None = None) -> None:
+    """Make a directory and its parents, and see that files can be made in it.
+
+    Args:
+        path: the directory; may exist.
+        name: what the message calls it.
+
+    Raises:
+        StorageError: it cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to {name or path}: {error.strerror} ({error.filename}). "
+            f"Give a directory that you may write to."
+        ) from None
+
+
 @contextmanager
 def finished_directory(output: Path) -> Iterator[Path]:
     """Give a temporary directory beside ``output`` that takes its place if, and only if, the block ends well.
@@ -64,7 +85,7 @@ def finished_directory(output: Path) -> Iterator[Path]:
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise StorageError(f"{output} exists and is not empty. Give another output, or remove it.")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(output.parent, name=str(output))
     temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         temporary.chmod(0o755)

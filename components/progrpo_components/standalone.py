@@ -13,6 +13,7 @@ from pydantic import Field
 from progrpo.config import CheckpointConfig, CompareConfig, Config, DatasetConfig, EvaluateConfig, TrainConfig, parse
 from progrpo.errors import ConfigError
 from progrpo.manifest import Manifest
+from progrpo.storage import make_directory
 from progrpo_components import steps
 
 
@@ -102,13 +103,15 @@ def run_step(name: str, values: Mapping[str, Any], output: Path, *, source: str)
 
     Raises:
         ConfigError: a wrong configuration, or an output that holds something already.
+        StorageError: an output that cannot be written.
     """
     model, run = STEPS[name]
     config = parse(model, values, source=source)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"--output {output} exists and is not empty; give a new directory, nothing is overwritten.")
     unfinished = output.absolute().with_name(f".{output.absolute().name}.{os.getpid()}.unfinished")
-    unfinished.mkdir(parents=True)
+    make_directory(output.absolute().parent, name=f"--output {output}")
+    unfinished.mkdir()
     try:
         manifest = run(config, unfinished)
         unfinished.replace(output)

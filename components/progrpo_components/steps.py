@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from progrpo.config import (
+    MAX_SEED,
     PIPELINES,
     Arm,
     CheckpointConfig,
@@ -48,7 +49,7 @@ class Run(Config):
     """One training run of a pipeline: what its loop goes over."""
 
     arm: Arm
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
 
 
 class Tracking(Config):

@@ -105,7 +105,9 @@ def step(
     from progrpo_components.standalone import STEPS, run_step
     from progrpo_pipelines.presets import check_name, read_mapping
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for package in ("progrpo", "progrpo_components"):  # not the libraries' own: boto3 says where it found credentials
+        logging.getLogger(package).setLevel(logging.INFO)
     check_name("step", name, STEPS)
     manifest = run_step(name, read_mapping(config), output, source=str(config))
     typer.echo(f"{output}: {manifest.kind} {manifest.digest[:12]}")

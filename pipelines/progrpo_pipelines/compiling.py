@@ -11,6 +11,7 @@ import yaml
 
 from progrpo.config import PIPELINES
 from progrpo.manifest import write_atomic
+from progrpo.storage import make_directory
 from progrpo_pipelines.presets import arguments_of, preset_names, resolve
 
 
@@ -30,8 +31,8 @@ def load_pipeline(name: str) -> Any:
 def compile_pipeline(name: str, output: Path, *, preset: str | None = None) -> Path:
     """Write one compiled pipeline into the directory ``output`` and return its path."""
     path = output / (f"{name}.yaml" if preset is None else f"{name}-{preset}.yaml")
-    output.mkdir(parents=True, exist_ok=True)
     arguments = arguments_of(resolve(name, preset=preset))
+    make_directory(output, name=f"--output {output}")
     pipeline = load_pipeline(name)
 
     from kfp import compiler

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from progrpo.config import EvaluatePipeline
-from progrpo.errors import ConfigError, PipelineError
+from progrpo.config import EvaluatePipeline, FileSource
+from progrpo.errors import ConfigError, PipelineError, StorageError
 from progrpo.manifest import write_atomic
+from progrpo.storage import localize, make_directory
 from progrpo_components.reporting import PROGRESS_DIR
 from progrpo_components.steps import RUN_ID_VARIABLE, RUN_NAME_VARIABLE
 from progrpo_pipelines.local_worker import PARAMETERS_NAME
@@ -72,10 +73,12 @@ def run_pipeline(
 
     Raises:
         ConfigError: ``directory`` holds something else.
+        StorageError: an input that is not there, or a ``directory`` that cannot be written.
         StepFailedError: a step failed, with that step's own message; the steps still running are ended.
         KeyboardInterrupt: interrupted; every process that was started is gone.
     """
     directory = directory.resolve()
+    _check_inputs(parameters)
     _prepare_directory(directory, replace=replace)
     request = {"pipeline": name, "parameters": arguments_of(parameters)}
     write_atomic(directory / PARAMETERS_NAME, json.dumps(request, indent=2))
@@ -83,27 +86,51 @@ def run_pipeline(
     console.print(f"Running {name} in {directory}", markup=False, highlight=False, soft_wrap=True)
     started = time.monotonic()
     reader = ProgressReader(Path(environment[PROGRESS_DIR]))
-    with _worker(directory, environment) as worker, open_display(console) as display:
-        while worker.poll() is None:
+    try:
+        with _worker(directory, environment) as worker, open_display(console) as display:
+            while worker.poll() is None:
+                display.show(reader.rows())
+                _raise_failure(reader, directory)
+                time.sleep(_POLL_S)
             display.show(reader.rows())
             _raise_failure(reader, directory)
-            time.sleep(_POLL_S)
-        display.show(reader.rows())
-        _raise_failure(reader, directory)
-        if worker.returncode:
-            raise _failure_in_log(directory / LOG_NAME)
-    shutil.rmtree(environment["TMPDIR"])
+            if worker.returncode:
+                raise _failure_in_log(directory / LOG_NAME)
+    finally:
+        shutil.rmtree(environment["TMPDIR"], ignore_errors=True)  # downloads of a step that was stopped lie there too
     return RunResult(directory, environment["MLFLOW_TRACKING_URI"], time.monotonic() - started, tuple(reader.rows()))
+
+
+def _check_inputs(parameters: EvaluatePipeline) -> None:
+    """Find what is missing on this machine before anything starts; S3 is asked by the step that reads from it."""
+    uris: dict[str, str | None] = {"checkpoint.uri": parameters.checkpoint.uri}
+    if isinstance(source := parameters.dataset.source, FileSource):
+        uris |= {"dataset.source.train_uri": source.train_uri, "dataset.source.eval_uri": source.eval_uri}
+    for key, uri in uris.items():
+        if uri is not None and not uri.startswith("s3://"):
+            try:
+                localize(uri, Path())  # takes it where it lies
+            except StorageError as error:
+                raise StorageError(f"{key}: {error}") from None
+
+
+def _is_run(directory: Path) -> bool:
+    """Tell a run of ours from a folder of the user's, which --replace must never delete."""
+    try:
+        request = json.loads((directory / PARAMETERS_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(request, dict) and set(request) == {"pipeline", "parameters"}
 
 
 def _prepare_directory(directory: Path, *, replace: bool) -> None:
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        if not (directory / PARAMETERS_NAME).is_file():
+        if not _is_run(directory):
             raise ConfigError(f"--output {directory} exists and is not a run of progrpo; give another directory.")
         if not replace:
             raise ConfigError(f"--output {directory} holds an earlier run; give another directory, or --replace.")
         shutil.rmtree(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory, name=f"--output {directory}")
 
 
 def _environment(directory: Path) -> dict[str, str]:

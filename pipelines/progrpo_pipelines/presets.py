@@ -110,7 +110,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2026-02-30
         raise ConfigError(f"{path} is not valid YAML or JSON: {error}") from None
     if content is None:
         return {}
@@ -123,7 +123,7 @@ def merge(base: Any, over: Any) -> Any:
     """Return ``base`` overridden by ``over``; neither is changed."""
     if not isinstance(over, Mapping):
         return over
-    if isinstance(base, list) and over and all(isinstance(key, int) for key in over):
+    if isinstance(base, list) and over and all(key in range(len(base)) for key in over):
         return [merge(item, over[i]) if i in over else item for i, item in enumerate(base)]
     if not isinstance(base, Mapping) or over.get("type", base.get("type")) != base.get("type"):
         base = {}
@@ -142,7 +142,7 @@ def _parse_settings(settings: Sequence[str], base: Mapping[str, Any]) -> dict[st
             )
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise ConfigError(f"--set {setting}: the value is not valid YAML: {error}") from None
         node: dict[str | int, Any] = result
         current: Any = base

@@ -64,6 +64,7 @@ def test_a_users_mistake_in_the_data_is_the_message(tmp_path):
         assert part in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert not list((tmp_path / "run").rglob("dataset/manifest.json"))  # nothing that a later step could take for whole
+    assert not (tmp_path / "run" / "tmp").exists()
 
 
 def test_a_fault_that_is_not_the_users_is_exit_code_1(tmp_path):
