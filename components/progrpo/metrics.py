@@ -30,6 +30,9 @@ TRAIN_METRICS: dict[str, str] = {
     "train/arm/gated_frac": "fraction of rollouts whose group has a correct completion, so that ARM applies",
 }
 
+TRAIN_WALL_TIME = "train/wall_time_s"
+"""Wall time of the whole train step, seconds, loading and writing included; one value a run."""
+
 EVAL_METRICS: dict[str, str] = {
     "eval/pass_at_{k}": "mean over problems of 1 - C(n-c,k)/C(n,k), c correct of n completions",
     "eval/entropy": "mean full-softmax token entropy at temperature 1, nats, over completion tokens",

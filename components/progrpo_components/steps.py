@@ -33,6 +33,7 @@ from progrpo.config import (
 )
 from progrpo.errors import ConfigError, ManifestError
 from progrpo.manifest import MANIFEST_NAME, Manifest, read_manifest
+from progrpo.metrics import TRAIN_WALL_TIME
 from progrpo_components.reporting import reported
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def train(
                 progress=progress,
             )
             if tracker is not None and "train_wall_time_s" in manifest.metadata:
-                tracker.log_metrics({"train/wall_time_s": float(manifest.metadata["train_wall_time_s"])})
+                tracker.log_metrics({TRAIN_WALL_TIME: float(manifest.metadata["train_wall_time_s"])})
         return manifest
 
 
