@@ -32,7 +32,7 @@ from progrpo.config import (
     parse,
 )
 from progrpo.errors import ConfigError, ManifestError
-from progrpo.manifest import MANIFEST_NAME, Manifest, read_manifest
+from progrpo.manifest import MANIFEST_NAME, Kind, Manifest, read_manifest
 from progrpo.metrics import TRAIN_WALL_TIME
 from progrpo_components.reporting import reported
 
@@ -136,6 +136,7 @@ def train(
     arm, seed = parsed.arm, parsed.seed
     with reported("train", arm=arm.name, seed=seed, output=output) as progress:
         settings = parse(TrainConfig, config, source="train")
+        _check_artifacts({"dataset": dataset, "checkpoint": checkpoint})
         _preload("progrpo.training.trainer", "progrpo.training.train", *_tracking_modules(tracking))
         from progrpo.training.train import train as library_train
 
@@ -182,6 +183,7 @@ def evaluate(
     arm_name, seed = (run.arm.name, run.seed) if run else (START, None)
     with reported("evaluate", arm=arm_name, seed=seed, output=output) as progress:
         settings = parse(EvaluateConfig, config, source="evaluation")
+        _check_artifacts({"dataset": dataset})
         _preload(
             "progrpo.generation.transformers_engine",
             "transformers:AutoModelForCausalLM",
@@ -269,6 +271,12 @@ def _run_of(model: Path) -> Run | None:
         return None
     values = {"arm": manifest.config.get("arm"), "seed": manifest.config.get("seed")}
     return parse(Run, values, source=str(model / MANIFEST_NAME))
+
+
+def _check_artifacts(inputs: Mapping[Kind, Path]) -> None:
+    """Refuse a wrong directory before the imports, which take seconds; the library checks the contents."""
+    for kind, directory in inputs.items():
+        read_manifest(directory, kind, verify=False)
 
 
 def _preload(*names: str) -> None:

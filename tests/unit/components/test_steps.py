@@ -122,6 +122,26 @@ def test_a_directory_that_is_no_model_is_refused(tmp_path):
         steps.evaluate({}, dataset=tmp_path, model=tmp_path, output=tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("step", "extra"), [("train", {"checkpoint": "absent", "arm": ARMS[0]}), ("evaluate", {"model": "model"})]
+)
+def test_a_missing_input_is_refused_before_the_heavy_imports(step, extra, tmp_path):
+    (tmp_path / "model").mkdir()
+    write_manifest(tmp_path / "model", "checkpoint")
+    code = (
+        "import json, pathlib, sys\nfrom progrpo.errors import ManifestError\n"
+        "from progrpo_components.standalone import run_step\n"
+        "try:\n    run_step(sys.argv[1], json.loads(sys.argv[2]), pathlib.Path('out'), source='c.yaml')\n"
+        "except ManifestError as error:\n    print(error)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    command = [sys.executable, "-c", code, step, json.dumps({"dataset": "absent", **extra})]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("absent has no manifest.json")
+    assert not (tmp_path / "out").exists()
+
+
 def test_artifact_metadata_holds_digests_and_scalars_only(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     manifest = write_manifest(
