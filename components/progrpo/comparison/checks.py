@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from progrpo.comparison.sources import START, Evaluation, Training
@@ -85,7 +85,7 @@ def check_trainings(trainings: Sequence[Training]) -> dict[tuple[str, int], Trai
         twin = index.setdefault((training.arm, training.seed), training)
         if twin is not training:
             raise ComparisonError(
-                f"training of {training.arm} seed {training.seed} is given twice: {twin.directory} and "
+                f"training of {training.label} is given twice: {twin.directory} and "
                 f"{training.directory}. Give each arm and seed once."
             )
     return index
@@ -96,6 +96,7 @@ def find_warnings(evaluations: Sequence[Evaluation], trainings: Mapping[tuple[st
     return [
         *_seed_warnings(evaluations),
         *_training_warnings(evaluations, trainings),
+        *_lineage_warnings(evaluations, trainings.values()),
         *_evaluation_warnings(evaluations),
         *_hardware_warnings(evaluations, trainings),
     ]
@@ -124,16 +125,34 @@ def _training_warnings(
     for key, training in trainings.items():
         evaluation = evaluated.get(key)
         if evaluation is None:
-            yield f"Training {training.arm} seed {training.seed} was given without its evaluation."
+            yield f"Training {training.label} was given without its evaluation."
         elif training.checkpoint_digest not in (None, evaluation.summary.checkpoint_digest):
             yield (
                 f"The evaluation of {evaluation.label} measured checkpoint "
                 f"{evaluation.summary.checkpoint_digest[:12]}, but the training run given made "
                 f"{str(training.checkpoint_digest)[:12]}: the training curves belong to another checkpoint."
             )
-    runs = {f"{run.arm} seed {run.seed}": run.config for run in trainings.values()}
+    runs = {run.label: run.config | {"inputs": _short(run.inputs)} for run in trainings.values()}
     for difference in _differences(runs, _FREE_TRAINING_KEYS):
         yield f"Training differed in more than the algorithm: {difference}."
+
+
+def _lineage_warnings(evaluations: Sequence[Evaluation], trainings: Collection[Training]) -> Iterator[str]:
+    """Say where training began or learned elsewhere than the evaluations suppose."""
+    dataset = evaluations[0].summary.protocol.get("dataset_digest")
+    if other := [run.label for run in trainings if run.inputs.get("dataset", dataset) != dataset]:
+        yield (
+            f"Trained on another dataset than the one evaluated on: {', '.join(other)}. "
+            f"Its training split may hold problems that count as held out here."
+        )
+    for start in (evaluation for evaluation in evaluations if evaluation.arm == START):
+        digest = start.summary.checkpoint_digest
+        if other := [run.label for run in trainings if run.inputs.get("checkpoint", digest) != digest]:
+            yield f"{START} is not the checkpoint that training began from: {', '.join(other)}."
+
+
+def _short(digests: Mapping[str, str]) -> dict[str, str]:
+    return {name: digest[:12] for name, digest in digests.items()}
 
 
 def _evaluation_warnings(evaluations: Sequence[Evaluation]) -> Iterator[str]:

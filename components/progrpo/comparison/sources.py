@@ -5,7 +5,6 @@ Dimensions: P problems, sorted by id.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from progrpo.errors import ComparisonError, ManifestError
-from progrpo.manifest import Manifest, read_manifest, sha256_file
+from progrpo.manifest import MANIFEST_NAME, read_manifest, sha256_file
 from progrpo.metrics import read_jsonl
 
 START = "start"
@@ -86,10 +85,16 @@ class Training:
     arm: str
     seed: int
     digest: str
+    inputs: dict[str, str]  # digests of the dataset and of the start checkpoint
     config: dict[str, Any]
     metadata: dict[str, Any]
     checkpoint_digest: str | None
     rows: list[dict[str, float]]
+
+    @property
+    def label(self) -> str:
+        """The arm and seed, as shown to people."""
+        return f"{self.arm} seed {self.seed}"
 
 
 def read_evaluation(directory: Path) -> Evaluation:
@@ -216,13 +221,14 @@ def read_training(directory: Path) -> Training:
     arm, seed = manifest.config.get("arm"), manifest.config.get("seed")
     if not isinstance(arm, dict) or "name" not in arm or not isinstance(seed, int):
         raise ComparisonError(
-            f"{directory / 'manifest.json'}: config must hold arm.name and seed, got arm {arm!r} and seed {seed!r}."
+            f"{directory / MANIFEST_NAME}: config must hold arm.name and seed, got arm {arm!r} and seed {seed!r}."
         )
     return Training(
         directory=directory,
         arm=arm["name"],
         seed=seed,
         digest=manifest.digest,
+        inputs=manifest.inputs,
         config=dict(manifest.config.get("train") or {}),
         metadata=manifest.metadata,
         checkpoint_digest=_checkpoint_digest(directory / "checkpoint"),
@@ -231,6 +237,6 @@ def read_training(directory: Path) -> Training:
 
 
 def _checkpoint_digest(directory: Path) -> str | None:
-    if not (directory / "manifest.json").is_file():
+    if not (directory / MANIFEST_NAME).is_file():
         return None
-    return Manifest.model_validate(json.loads((directory / "manifest.json").read_text(encoding="utf-8"))).digest
+    return read_manifest(directory, "checkpoint", verify=False).digest

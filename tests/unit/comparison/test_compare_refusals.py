@@ -91,7 +91,7 @@ def test_a_trained_arm_needs_a_seed_and_start_has_none(pair):
 
 
 def test_an_arm_name_that_is_none_is_refused(pair):
-    with pytest.raises(ComparisonError, match=r"evaluation\.json cannot be read"):
+    with pytest.raises(ComparisonError, match=r"evaluation\.json is not an evaluation: arm"):
         pair(arm="<b>")
 
 
@@ -178,3 +178,36 @@ def test_two_seeds_alike_need_no_warning(tmp_path, write_evaluation):
     ]
     compare(QUICK, evaluations=evaluations, trainings=[], output=tmp_path / "out")
     assert read_comparison(tmp_path / "out").warnings == ()
+
+
+ROWS = [{"train/reward": 0.1}]
+
+
+def test_training_from_another_checkpoint_or_dataset_is_said(pair, tmp_path, write_training):
+    runs = [
+        write_training(tmp_path / arm, arm, rows=ROWS, inputs={"dataset": "d" * 64, "checkpoint": digest * 64})
+        for arm, digest in (("grpo", "a"), ("progrpo", "b"))
+    ]
+    warnings = [w for w in pair(trainings=runs).warnings if "One training seed" not in w]
+    assert warnings == [
+        "Training differed in more than the algorithm: "
+        "inputs.checkpoint is 'aaaaaaaaaaaa' in grpo seed 0; 'bbbbbbbbbbbb' in progrpo seed 0."
+    ]
+
+
+def test_training_that_does_not_fit_the_evaluations_is_said(tmp_path, write_evaluation, write_training):
+    start = write_evaluation(tmp_path / "start", "start", None, correct=CORRECT)
+    arm = write_evaluation(tmp_path / "grpo", "grpo", 0, correct=CORRECT)
+    run = write_training(tmp_path / "t", rows=ROWS, inputs={"dataset": "9" * 64, "checkpoint": "9" * 64})
+    compare(QUICK, evaluations=[start, arm], trainings=[run], output=tmp_path / "out")
+    warnings = "\n".join(read_comparison(tmp_path / "out").warnings)
+    assert "Trained on another dataset than the one evaluated on: grpo seed 0." in warnings
+    assert "start is not the checkpoint that training began from: grpo seed 0." in warnings
+
+
+def test_a_broken_manifest_inside_a_training_run_is_named(pair, tmp_path, write_training):
+    run = write_training(tmp_path / "t", rows=ROWS)
+    (run / "checkpoint").mkdir()
+    (run / "checkpoint" / "manifest.json").write_text("{")
+    with pytest.raises(ManifestError, match=r"checkpoint/manifest\.json is not a valid manifest"):
+        pair(trainings=[run])
