@@ -159,7 +159,9 @@ class EvaluateConfig(Config):
     """How a checkpoint is measured on the held-out problems."""
 
     num_samples: int = Field(32, ge=1, le=100_000, description="completions a problem, n; paper: 32 math, 16 code")
-    ks: tuple[int, ...] | None = Field(None, description="k of Pass@k; absent: 1, 2, 4, ... up to num_samples")
+    ks: tuple[int, ...] | None = Field(
+        None, min_length=1, description="k of Pass@k; absent: 1, 2, 4, ... up to num_samples"
+    )
     temperature: float = Field(0.6, gt=0, le=10, description="FlowRL")
     top_p: float = Field(0.95, gt=0, le=1, description="FlowRL")
     max_completion_tokens: int = Field(8192, ge=1)
@@ -260,7 +262,6 @@ PIPELINES: dict[str, type[EvaluatePipeline]] = {
 
 Model = TypeVar("Model", bound=Config)
 
-
 _UNION_TAGS = ("countdown", "file", "grpo", "progrpo")
 """pydantic puts the tag of a union into the path of an error; the user never wrote it there."""
 
@@ -288,9 +289,7 @@ def parse(model: type[Model], values: Mapping[str, Any], *, source: str) -> Mode
 
 
 def _explain(model: type[BaseModel], item: Mapping[str, Any]) -> str:
-    path = [
-        part for part in item["loc"] if not (isinstance(part, str) and part in ("countdown", "file", "grpo", "progrpo"))
-    ]
+    path = [part for part in item["loc"] if part not in _UNION_TAGS]
     key = ".".join(map(str, path)) or "(the whole)"
     if item["type"] == "extra_forbidden":
         allowed = sorted(_fields_at(model, list(item["loc"][:-1])))
