@@ -39,7 +39,7 @@ def localize(uri: str, destination: Path) -> Path:
     """
     scheme, separator, rest = uri.partition("://")
     if not separator:
-        return _existing(Path(uri).expanduser(), uri)
+        return _existing(Path(uri), uri)
     if scheme == "file":
         parts = urlsplit(uri)
         if parts.netloc not in ("", "localhost") or not parts.path:
@@ -49,8 +49,15 @@ def localize(uri: str, destination: Path) -> Path:
         return _embedded(rest, uri)
     if scheme == "s3":
         bucket, _, key = rest.partition("/")
+        if "@" in bucket:
+            raise StorageError(
+                f"{_shown(uri)!r} must hold no user or password. Write s3://BUCKET/KEY and give credentials by "
+                f"AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role."
+            )
         if not bucket:
             raise StorageError(f"{uri!r} names no bucket. Write s3://BUCKET/KEY.")
+        if ".." in key.split("/"):
+            raise StorageError(f"{uri!r}: a key with '..' would leave the download's directory. Rename the object.")
         return _download(uri, bucket, key, destination)
     raise StorageError(f"{_shown(uri)!r}: scheme {scheme!r} is not supported. {_ALLOWED}.")
 
@@ -96,7 +103,12 @@ def finished_directory(output: Path) -> Iterator[Path]:
 
 
 def _existing(path: Path, uri: str) -> Path:
-    if not path.exists():
+    try:
+        path = path.expanduser()
+        found = path.exists()
+    except (OSError, RuntimeError) as error:  # no access, a name too long, ~ of nobody
+        raise StorageError(f"{uri[:200]!r} cannot be looked up: {error}. {_ALLOWED}.") from None
+    if not found:
         raise StorageError(f"{uri!r} does not exist (looked for {path.absolute()}). {_ALLOWED}.")
     return path
 
