@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from progrpo.checkpoints.preflight import (
     WEIGHTS_INDEX,
     checkpoint_metadata,
+    first_line,
     load_tokenizer,
     read_config,
     read_json,
@@ -179,7 +180,7 @@ def _check_usable(directory: Path, config: CheckpointConfig) -> None:
     except Exception as error:  # transformers raises KeyError, ValueError, OSError, … for a configuration it refuses
         raise CheckpointError(
             f"{config.uri}: transformers cannot use config.json (model_type {settings.get('model_type')!r}): "
-            f"{str(error).strip().splitlines()[0][:300]}"
+            f"{first_line(error)}"
         ) from None
     tokenizer = load_tokenizer(directory, name=config.uri)
     vocab_size = (settings.get("text_config") or settings).get("vocab_size")
@@ -227,7 +228,7 @@ def _convert_gguf(file: Path, directory: Path, config: CheckpointConfig) -> None
         loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=dtype, **place)
     except Exception as error:  # the GGUF reader raises anything from ValueError to IndexError on a broken file
         raise CheckpointError(
-            f"{config.uri}: transformers cannot read this GGUF file: {str(error).strip()[:300]}. "
+            f"{config.uri}: transformers cannot read this GGUF file: {first_line(error)}. "
             f"Give the Hugging Face directory of the model instead."
         ) from None
     # A model from GGUF counts as quantized and refuses to be saved; one built from its configuration does not.

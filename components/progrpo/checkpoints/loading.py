@@ -53,8 +53,10 @@ def load_model(checkpoint: Path, dtype: torch.dtype) -> PreTrainedModel:
             local_files_only=True,
             trust_remote_code=False,  # left open, transformers asks on the terminal
         )
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint} cannot be loaded by transformers: {error}") from error
+    except Exception as error:  # RuntimeError for tensors of another shape, SafetensorError, KeyError, …
+        raise CheckpointError(
+            f"{checkpoint} cannot be loaded by transformers: {preflight.first_line(error)}. Save or copy it again."
+        ) from error
     if missing := sorted(report["missing_keys"]):  # transformers fills them with random numbers and only warns
         raise CheckpointError(f"{checkpoint} lacks {len(missing)} weights of its architecture, such as {missing[0]}.")
     if broken := [name for name, weights in model.named_parameters() if not weights.isfinite().all()]:
@@ -93,15 +95,14 @@ def render_prompts(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Proble
     Raises:
         DataError: messages the template refuses.
     """
-    from jinja2 import TemplateError
-
     prompts = []
     for problem in problems:
         try:
             rendered = tokenizer.apply_chat_template(problem.prompt, add_generation_prompt=True, return_dict=True)
-        except TemplateError as error:
+        except Exception as error:  # a template raises what it likes: jinja2's TemplateError, TypeError, KeyError, …
             raise DataError(
-                f"problem {problem.id!r}: the checkpoint's chat template refuses its messages: {error}"
+                f"problem {problem.id!r}: the checkpoint's chat template refuses its messages: "
+                f"{preflight.first_line(error)}"
             ) from None
         prompts.append(list(rendered["input_ids"]))
     return prompts

@@ -196,11 +196,12 @@ def load_tokenizer(directory: Path, *, name: str | None = None) -> PreTrainedTok
             directory, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # transformers and tokenizers raise plain Exception, OSError, ValueError, TypeError, …
-        raise CheckpointError(f"{name or directory}: the tokenizer cannot be loaded: {_first_line(error)}") from None
+        raise CheckpointError(f"{name or directory}: the tokenizer cannot be loaded: {first_line(error)}") from None
     return tokenizer
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what another library's error says, short enough for a message of ours; its type if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from progrpo.checkpoints.loading import check_room, context_length, load_tokenizer, render_prompts
+from progrpo.checkpoints.preflight import chat_template_digest
 from progrpo.config import Arm, EvaluateConfig
 from progrpo.data.dataset import Problem, load_problems
 from progrpo.environment import describe_hardware, library_versions, resolve_device
@@ -257,7 +257,7 @@ def _protocol(
     """Return all that must be equal for two evaluations to be comparable."""
     shared = {"temperature", "top_p", "max_completion_tokens", "num_samples", "seed", "max_problems", "dtype"}
     return config.model_dump(mode="json", include=shared) | {
-        "chat_template_digest": hashlib.sha256(tokenizer.get_chat_template().encode()).hexdigest(),
+        "chat_template_digest": chat_template_digest(tokenizer),
         "verifier": {task: VERIFIER_VERSIONS[task] for task in sorted({problem.task for problem in problems})},
         "dataset_digest": dataset.digest,
     }

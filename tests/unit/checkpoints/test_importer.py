@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from progrpo.checkpoints import importer
 from progrpo.checkpoints.importer import import_checkpoint, write_checkpoint
-from progrpo.checkpoints.preflight import WEIGHTS_INDEX, checkpoint_metadata
+from progrpo.checkpoints.preflight import WEIGHTS_INDEX, checkpoint_metadata, first_line
 from progrpo.config import CheckpointConfig
 from progrpo.errors import CheckpointError, ManifestError, StorageError
 from progrpo.manifest import MANIFEST_NAME, read_manifest
@@ -175,6 +175,11 @@ def test_tokenizer_of_another_model(source, tmp_path):
 def test_unusable_configuration(source, tmp_path, changes, text):
     edit(source / "config.json", **changes)
     refused(source, tmp_path, text)
+
+
+def test_an_error_without_words_is_named_by_its_type():
+    assert first_line(AssertionError()) == "AssertionError"
+    assert first_line(ValueError("\none\ntwo")) == "one"
 
 
 def test_missing_or_broken_configuration(source, tmp_path):

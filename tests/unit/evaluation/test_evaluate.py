@@ -47,6 +47,7 @@ def test_artifact(evaluation: Path, tiny_dataset: Path, embedded_checkpoint: Pat
     assert (result["num_problems"], result["num_samples"], result["ks"]) == (16, 6, [1, 2, 4, 6])
     assert (result["checkpoint_digest"], result["train_wall_time_s"]) == (checkpoint.digest, None)
     assert result["protocol"]["dataset_digest"] == dataset.digest
+    assert result["protocol"]["chat_template_digest"] == checkpoint.metadata["chat_template_digest"]
     assert result["protocol"]["temperature"] == 1.0
     assert set(result["protocol"]["verifier"]) == {"countdown"}
     assert {"torch", "transformers", "progrpo", "python"} <= set(result["versions"])
@@ -301,3 +302,22 @@ def test_inputs_must_be_artifacts_of_their_kind(
     swapped = {"dataset": embedded_checkpoint, "checkpoint": tiny_dataset}
     with pytest.raises(ManifestError, match=f"but a {broken} artifact is needed"):
         evaluate(CONFIG, **(inputs | {broken: swapped[broken]}), output=tmp_path / "out")
+
+
+def test_weights_of_another_shape_are_refused(tiny_dataset: Path, embedded_checkpoint: Path, tmp_path: Path) -> None:
+    def cut(weights: dict[str, Any]) -> None:
+        weights["model.norm.weight"] = weights["model.norm.weight"][:-1].clone()
+
+    checkpoint = _with_weights(embedded_checkpoint, tmp_path / "checkpoint", cut)
+    with pytest.raises(CheckpointError, match="cannot be loaded by transformers"):
+        evaluate(CONFIG, dataset=tiny_dataset, checkpoint=checkpoint, output=tmp_path / "out")
+
+
+def test_a_chat_template_that_fails_names_the_problem(
+    tiny_dataset: Path, embedded_checkpoint: Path, tmp_path: Path
+) -> None:
+    checkpoint = _without_chat_template(embedded_checkpoint, tmp_path / "checkpoint")
+    (checkpoint / "chat_template.jinja").write_text("{{ messages[0].content + 1 }}")
+    write_manifest(checkpoint, "checkpoint")
+    with pytest.raises(DataError, match=r"problem '[0-9a-f]+': the checkpoint's chat template refuses"):
+        evaluate(CONFIG, dataset=tiny_dataset, checkpoint=checkpoint, output=tmp_path / "out")
