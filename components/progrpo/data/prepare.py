@@ -20,7 +20,7 @@ from progrpo.data.read import BadLine, read_rows
 from progrpo.errors import DataError
 from progrpo.manifest import Manifest, write_manifest
 from progrpo.metrics import Progress
-from progrpo.rewards import verify_batch
+from progrpo.rewards import exact, verify_batch
 from progrpo.rewards.countdown import parse_answer
 from progrpo.storage import finished_directory, localize
 
@@ -198,6 +198,8 @@ def _row_problem(row: dict[str, Any], config: DatasetConfig, source: FileSource,
             parse_answer(answer)
         except DataError as error:
             raise _RowError(source.answer_column, "is not an answer of the countdown task", str(error)) from None
+    if source.task == "exact" and not exact.verify(answer, answer).correct:
+        raise _RowError(source.answer_column, "no completion can match it: it has several lines or holds 'answer:'")
     difficulty = _difficulty(row.get("difficulty"))
     return _problem(_with_system(prompt, config.system_prompt), answer, source.task, name, difficulty)
 

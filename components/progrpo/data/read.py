@@ -42,7 +42,10 @@ def read_rows(path: Path, *, name: str, columns: tuple[str, ...]) -> Iterator[Ro
         raise DataError(f"{name}: unknown kind of file {path.suffix!r}. Allowed: {', '.join(readers)}.")
     if not path.is_file():
         raise DataError(f"{name} is a directory. Give one {', '.join(readers)} file.")
-    yield from reader(path, name, columns)
+    try:
+        yield from reader(path, name, columns)
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror or error}. Check its rights and the disk.") from None
 
 
 def check_columns(present: list[str], columns: tuple[str, ...], name: str) -> None:
@@ -88,7 +91,7 @@ def _read_parquet(path: Path, name: str, columns: tuple[str, ...]) -> Iterator[R
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{name} row {number}", row
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{name} is not a readable parquet file: {error}. Write or copy it again.") from None
 
 

@@ -90,6 +90,8 @@ def test_messages_system_prompt_and_numbers(tmp_path):
         ({"prompt": [{"role": "robot", "content": "p"}], "answer": "1"}, "prompt: each message must be"),
         ({"prompt": [{"role": "user", "content": ""}], "answer": "1"}, "prompt: is empty"),
         ({"prompt": [{"role": "assistant", "content": "p"}], "answer": "1"}, "prompt: the last message must be"),
+        ({"prompt": "p", "answer": "one\ntwo"}, "answer: no completion can match it"),
+        ({"prompt": "p", "answer": "Answer: 5"}, "answer: no completion can match it"),
         ({"prompt": "p", "answer": True}, "answer: must be a text, not bool"),
         ({"prompt": "p", "answer": ["1"]}, "answer: must be a text, not list"),
         ('{"prompt": "p", "answer": NaN}', "answer: must be a text, not float"),
@@ -142,6 +144,17 @@ def test_unusable_files(tmp_path, name, content, texts):
 def test_parquet_without_the_column(tmp_path):
     pq.write_table(pa.table({"prompt": ["p"], "reply": ["1"]}), tmp_path / "a.parquet")
     refused(tmp_path, str(tmp_path / "a.parquet"), "has no column 'answer'", "'prompt', 'reply'")
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    (tmp_path / "a.jsonl").symlink_to("/proc/self/mem")  # opens, but its first byte is an input/output error
+    refused(tmp_path, str(tmp_path / "a.jsonl"), "a.jsonl cannot be read", "nput/output error")
+
+
+def test_parquet_texts_that_are_not_unicode(tmp_path):
+    broken = pa.array([b"\xff\xfe"]).view(pa.string())
+    pq.write_table(pa.table({"prompt": broken, "answer": ["1"]}), tmp_path / "a.parquet")
+    refused(tmp_path, str(tmp_path / "a.parquet"), "a.parquet is not a readable parquet file")
 
 
 def test_missing_file(tmp_path):
