@@ -26,8 +26,12 @@ def judge(answer: str, completion: str) -> dict[str, bool | str | None]:
     if not gold:
         return {"correct": False, "answer": None, "scored": False}
     given = _parse(completion)
-    correct = bool(given) and verify(gold, given, timeout_seconds=None)
-    return {"correct": correct, "answer": str(given[0])[:MAX_ANSWER] if given else None, "scored": True}
+    if not given:
+        return {"correct": False, "answer": None, "scored": True}
+    correct = verify(gold, given, timeout_seconds=None)
+    # All that is right is one answer, which sympy writes as 5, 5.00000000000000 or Eq(x, 5).
+    shown = gold if correct else given
+    return {"correct": correct, "answer": str(shown[0])[:MAX_ANSWER], "scored": True}
 
 
 def parse_gold(answer: str) -> list[Any]:

@@ -52,6 +52,13 @@ def test_math_and_plain_tasks_in_one_batch_keep_their_order():
     assert verdicts[5].answer is None
 
 
+def test_right_math_answers_are_one_answer_however_written():
+    completions = ["x=5", r"\boxed{5}", "$x=5$", "5.0", "so $\\frac{10}{2}$"]
+    verdicts = verify_batch([("math", "5", completion) for completion in completions], timeout_s=30)
+    assert verdicts == [Verdict(correct=True, answer="5")] * len(completions)
+    assert verify("math", "5", "$6.0$") == Verdict(correct=False, answer="6.00000000000000")
+
+
 def test_math_works_in_a_thread():
     results: list[Verdict] = []
     thread = threading.Thread(target=lambda: results.append(verify("math", "3", "$3$")))
