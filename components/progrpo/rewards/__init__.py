@@ -43,7 +43,7 @@ def verify_batch(items: Sequence[tuple[str, str, str]], timeout_s: float = 10.0)
         One verdict an item, in their order.
 
     Raises:
-        ConfigError: an unknown task.
+        ConfigError: an unknown task, or a verifier that is not installed or does not start.
         DataError: an answer its task cannot read.
     """
     verdicts: dict[int, Verdict] = {}

@@ -41,9 +41,13 @@ class Worker:
         self._buffer = b""
 
     def verify(self, answer: str, completion: str, timeout_s: float) -> Verdict:
-        """Verify one completion; unscored if the process takes longer than ``timeout_s`` or ends."""
-        if self._process is None and not self._start():
-            return UNSCORED
+        """Verify one completion; unscored if the process takes longer than ``timeout_s`` or ends.
+
+        Raises:
+            ConfigError: the process does not even start. Unscored, every completion would silently count for nothing.
+        """
+        if self._process is None:
+            self._start()
         reply = self._ask([answer, completion], timeout_s)
         if reply is None:
             self.close()
@@ -57,7 +61,7 @@ class Worker:
             self._process.communicate()
             self._process = None
 
-    def _start(self) -> bool:
+    def _start(self) -> None:
         self._buffer = b""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "progrpo.rewards.math_worker"],
@@ -67,8 +71,10 @@ class Worker:
         )
         if self._ask(["1", "1"], STARTUP_S) is None:
             self.close()
-            return False
-        return True
+            raise ConfigError(
+                f"the math verifier does not start within {STARTUP_S:g} s. Run `{sys.executable} -m "
+                f"progrpo.rewards.math_worker` to see why; it needs math-verify and memory for sympy."
+            )
 
     def _ask(self, question: list[str], timeout_s: float) -> dict[str, Any] | None:
         assert self._process is not None
@@ -102,7 +108,7 @@ def verify_all(items: Sequence[tuple[str, ...]], timeout_s: float) -> list[Verdi
     """Verify (right answer, completion) pairs on up to :data:`NUM_WORKERS` processes, which stay for the next call.
 
     Raises:
-        ConfigError: math-verify is not installed.
+        ConfigError: math-verify is not installed or does not start.
     """
     if util.find_spec("math_verify") is None:
         raise ConfigError("the math task needs math-verify. Install progrpo[train].")

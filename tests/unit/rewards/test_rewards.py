@@ -84,5 +84,11 @@ def test_a_dead_worker_is_replaced():
     assert verify("math", "1", "$1$").correct
 
 
+def test_a_verifier_that_does_not_start_is_an_error_and_no_verdict(monkeypatch):
+    monkeypatch.setattr(mathematics.sys, "executable", "/bin/false")
+    with pytest.raises(ConfigError, match="does not start"):
+        mathematics.Worker().verify("1", "1", timeout_s=5)
+
+
 def test_unreadable_right_answer_is_not_a_wrong_completion():
     assert not verify("math", "", "$1$").scored
