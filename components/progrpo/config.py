@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from progrpo.errors import ConfigError
 
 _NAME = r"^[a-z][a-z0-9_.-]{0,39}$"
+MIN_TEMPERATURE = 0.01  # below it, logits / temperature can overflow
 MAX_SEED = 2**32 - 1  # of numpy; KFP, whose numbers are doubles, would round one above 2**53
 
 
@@ -133,12 +134,14 @@ class TrainConfig(Config):
     max_grad_norm: float = Field(1.0, gt=0)
     max_prompt_tokens: int = Field(2048, ge=1, description="longer prompts are refused before training; FlowRL")
     max_completion_tokens: int = Field(8192, ge=1, description="FlowRL")
-    temperature: float = Field(1.0, gt=0, le=10, description="of the rollouts, and of every log-probability")
+    temperature: float = Field(
+        1.0, ge=MIN_TEMPERATURE, le=10, description="of the rollouts, and of every log-probability"
+    )
     loss: LossConfig = LossConfig()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the arithmetic; weights stay float32")
     gradient_checkpointing: bool = False
-    num_threads: int = Field(1, ge=1, description="CPU threads; two one-thread workers beat one with two")
+    num_threads: int = Field(1, ge=1, le=1024, description="CPU threads; two one-thread workers beat one with two")
     log_rollouts_every: int = Field(10, ge=0, description="keep the rollouts of every n-th step; 0: none")
 
     @model_validator(mode="after")
@@ -162,7 +165,7 @@ class EvaluateConfig(Config):
     ks: tuple[int, ...] | None = Field(
         None, min_length=1, description="k of Pass@k; absent: 1, 2, 4, ... up to num_samples"
     )
-    temperature: float = Field(0.6, gt=0, le=10, description="FlowRL")
+    temperature: float = Field(0.6, ge=MIN_TEMPERATURE, le=10, description="FlowRL")
     top_p: float = Field(0.95, gt=0, le=1, description="FlowRL")
     max_completion_tokens: int = Field(8192, ge=1)
     max_problems: int | None = Field(None, ge=1, description="use the first n held-out problems")
@@ -170,7 +173,7 @@ class EvaluateConfig(Config):
     seed: int = Field(0, ge=0, le=MAX_SEED)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    num_threads: int = Field(1, ge=1)
+    num_threads: int = Field(1, ge=1, le=1024)
 
     @model_validator(mode="after")
     def _ks_fit(self) -> EvaluateConfig:
