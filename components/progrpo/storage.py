@@ -6,6 +6,7 @@ AWS_SECRET_ACCESS_KEY, AWS_REGION, a profile or an instance role. No message sho
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -49,7 +50,8 @@ def localize(uri: str, destination: Path) -> Path:
         return _embedded(rest, uri)
     if scheme == "s3":
         bucket, _, key = rest.partition("/")
-        if "@" in bucket:
+        # A password may hold a slash, which ends the bucket before its @; of buckets, only an ARN has a colon.
+        if "@" in bucket or (":" in bucket and not bucket.startswith("arn:")):
             raise StorageError(
                 f"{_shown(uri)!r} must hold no user or password. Write s3://BUCKET/KEY and give credentials by "
                 f"AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role."
@@ -121,10 +123,9 @@ def _embedded(name: str, uri: str) -> Path:
     return root / name
 
 
-def _shown(uri: str) -> str:
-    """``uri`` without user and password, if it is one of those that carry them."""
-    host = uri.partition("://")[2].partition("/")[0]
-    return uri.replace(host, host.rpartition("@")[2], 1) if "@" in host else uri
+def _shown(text: str) -> str:
+    """Return ``text`` without user and password, should the URI in it carry them."""
+    return re.sub("//.*@", "//", text)
 
 
 def _download(uri: str, bucket: str, key: str, destination: Path) -> Path:
@@ -228,6 +229,8 @@ def _explained(uri: str) -> Iterator[dict[str, str]]:
             f"Check AWS_ENDPOINT_URL and that the server runs and can be reached from here."
         ) from None
     except (aws.BotoCoreError, Boto3Error, ValueError) as error:
-        raise StorageError(f"{uri!r} at {context['endpoint']}: {error} Check the URI and the AWS settings.") from None
+        raise StorageError(
+            f"{uri!r} at {context['endpoint']}: {_shown(str(error))} Check the URI and the AWS settings."
+        ) from None
     except OSError as error:
         raise StorageError(f"{uri!r}: cannot write the download: {error}. Free space or give another place.") from None

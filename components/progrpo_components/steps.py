@@ -25,6 +25,7 @@ from progrpo.config import (
     CompareConfig,
     ComparePipeline,
     Config,
+    CountdownSource,
     DatasetConfig,
     EvaluateConfig,
     TrainAndEvaluatePipeline,
@@ -82,7 +83,8 @@ def validate_inputs(pipeline: str, parameters: Mapping[str, Any]) -> list[dict[s
         The training runs, arm by arm for each seed: ``[{"arm": {...}, "seed": 0}, ...]``; none for ``evaluate``.
 
     Raises:
-        ConfigError: every key that is unknown or whose value is not allowed.
+        ConfigError: every key that is unknown or whose value is not allowed, or settings that contradict each other.
+        DataError: fewer generated problems than a training step needs.
     """
     with reported("validate-inputs"):
         if pipeline not in PIPELINES:
@@ -93,6 +95,13 @@ def validate_inputs(pipeline: str, parameters: Mapping[str, Any]) -> list[dict[s
             runs = [Run(arm=arm, seed=seed) for seed in config.seeds for arm in config.arms]
         elif isinstance(config, TrainAndEvaluatePipeline):
             runs = [Run(arm=config.arm, seed=config.seed)]
+        if isinstance(config, ComparePipeline | TrainAndEvaluatePipeline):
+            from progrpo.training.train import check_configuration
+
+            source = config.dataset.source
+            num_problems = source.num_train if isinstance(source, CountdownSource) else None
+            for run in runs:
+                check_configuration(run.arm, config.train, num_problems)
         return [run.model_dump(mode="json", exclude_none=True) for run in runs]
 
 

@@ -65,7 +65,7 @@ def train(
         "checkpoint": read_manifest(checkpoint, "checkpoint").digest,
     }
     problems = load_problems(dataset, "train")
-    check_configuration(arm, config, problems)
+    check_configuration(arm, config, len(problems))
     device = resolve_device(config.device)
 
     import torch
@@ -117,8 +117,13 @@ def train(
     )
 
 
-def check_configuration(arm: Arm, config: TrainConfig, problems: Sequence[Problem]) -> None:
-    """Refuse what cannot work whatever the model.
+def check_configuration(arm: Arm, config: TrainConfig, num_problems: int | None) -> None:
+    """Refuse what cannot work whatever the checkpoint.
+
+    Args:
+        arm: what is trained.
+        config: how.
+        num_problems: of the training split; None if that is not known yet.
 
     Raises:
         ConfigError: settings that contradict each other.
@@ -135,9 +140,9 @@ def check_configuration(arm: Arm, config: TrainConfig, problems: Sequence[Proble
             f"train.micro_batch_size {config.micro_batch_size} splits the {rows} completions of a step. "
             f"Leave micro_batch_size out, or use another prompt_confidence."
         )
-    if len(problems) < config.prompts_per_step:
+    if num_problems is not None and num_problems < config.prompts_per_step:
         raise DataError(
-            f"the training split holds {len(problems)} problems, but train.prompts_per_step is "
+            f"the training split holds {num_problems} problems, but train.prompts_per_step is "
             f"{config.prompts_per_step}. Lower it, or give more problems."
         )
 

@@ -38,6 +38,16 @@ def test_runs_are_arms_times_seeds_with_integers_again():
     assert runs[1]["arm"]["algorithm"]["alpha"] == 1.0
 
 
+def test_what_no_training_could_do_is_refused_before_anything_runs():
+    recentred = {"name": "recentred", "algorithm": {"type": "progrpo", "prompt_confidence": "group_mean"}}
+    split = {"prompts_per_step": 2, "group_size": 4, "micro_batch_size": 4}
+    with pytest.raises(ConfigError, match="micro_batch_size 4 splits the 8"):
+        steps.validate_inputs("compare", {"arms": [ARMS[0], recentred], "train": split})
+    few = {"source": {"type": "countdown", "num_train": 8}}
+    with pytest.raises(DataError, match=r"holds 8 problems, but train\.prompts_per_step is 16"):
+        steps.validate_inputs("train-and-evaluate", {"dataset": few})
+
+
 def test_component_passes_the_parameters_of_each_pipeline():
     component = validate_inputs.python_func
     assert component("evaluate", **BASE) == []
