@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from progrpo.errors import ConfigError
 
-_NAME = r"^[a-z][a-z0-9_.-]{0,39}$"
+ARM_NAME = r"^[a-z][a-z0-9_.-]{0,39}$"
+START = "start"
+"""Stands for the checkpoint before training where otherwise an arm is named."""
 MIN_TEMPERATURE = 0.01  # below it, logits / temperature can overflow
 MAX_SEED = 2**32 - 1  # of numpy; KFP, whose numbers are doubles, would round one above 2**53
 
@@ -97,14 +99,14 @@ Algorithm = Annotated[GRPO | ProGRPO, Field(discriminator="type")]
 class Arm(Config):
     """One side of a comparison: an algorithm under a name."""
 
-    name: str = Field(pattern=_NAME, description="shown in tables and MLflow")
+    name: str = Field(pattern=ARM_NAME, description="shown in tables and MLflow")
     algorithm: Algorithm
 
     @field_validator("name")
     @classmethod
     def _not_reserved(cls, name: str) -> str:
-        if name == "start":
-            raise ValueError("'start' names the checkpoint before training; call the arm something else")
+        if name == START:
+            raise ValueError(f"{START!r} names the checkpoint before training; call the arm something else")
         return name
 
 
@@ -197,7 +199,7 @@ class EvaluateConfig(Config):
 class CompareConfig(Config):
     """How arms are compared."""
 
-    baseline: str = Field("grpo", pattern=_NAME, description="arm the others are subtracted from, or 'start'")
+    baseline: str = Field("grpo", pattern=ARM_NAME, description="arm the others are subtracted from, or 'start'")
     num_resamples: int = Field(2000, ge=100, le=1_000_000, description="bootstrap resamples; ours")
     level: float = Field(0.95, gt=0.5, lt=1, description="of the intervals")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of the bootstrap")
@@ -219,7 +221,7 @@ class TrainAndEvaluatePipeline(EvaluatePipeline):
     """Parameters of the ``train-and-evaluate`` pipeline: one arm, one seed."""
 
     arm: Arm = Arm(name="progrpo", algorithm=ProGRPO())
-    comparison: CompareConfig = CompareConfig(baseline="start")
+    comparison: CompareConfig = CompareConfig(baseline=START)
     seed: int = Field(0, ge=0, le=MAX_SEED)
     train: TrainConfig = TrainConfig()
 
@@ -251,8 +253,8 @@ class ComparePipeline(EvaluatePipeline):
 
 
 def _check_baseline(baseline: str, names: tuple[str, ...]) -> None:
-    if baseline not in (*names, "start"):
-        raise ValueError(f"comparison.baseline is {baseline!r}, allowed are {', '.join((*names, 'start'))}")
+    if baseline not in (*names, START):
+        raise ValueError(f"comparison.baseline is {baseline!r}, allowed are {', '.join((*names, START))}")
 
 
 PIPELINES: dict[str, type[EvaluatePipeline]] = {

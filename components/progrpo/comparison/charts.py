@@ -20,6 +20,7 @@ from progrpo.comparison.palette import Look, looks
 from progrpo.comparison.result import Comparison, Estimate
 from progrpo.comparison.sources import Evaluation, Floats, Training, read_prompts
 from progrpo.comparison.tables import label
+from progrpo.config import START
 from progrpo.metrics import TRAIN_METRICS
 
 _DASHES = ("solid", "dash", "dot", "dashdot")
@@ -218,7 +219,7 @@ def scatter_chart(comparison: Comparison, evaluations: Mapping[str, Sequence[Eva
                 for p, x, y in zip(chosen, baseline_P, arm_P, strict=True)
             ],
             hovertemplate="%{text}<extra></extra>",
-            visible=True if arm != "start" or len(others) == 1 else "legendonly",
+            visible=True if arm != START or len(others) == 1 else "legendonly",
         )
     figure.update_xaxes(title=f"{comparison.baseline}: correct completions (%)", range=[-3, 103])
     figure.update_yaxes(title="other arm: correct completions (%)", range=[-3, 103])

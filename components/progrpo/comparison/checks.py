@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from progrpo.comparison.sources import START, Evaluation, Training
+from progrpo.comparison.sources import Evaluation, Training
+from progrpo.config import START
 from progrpo.errors import ComparisonError
 
 PROTOCOL_KEYS = (

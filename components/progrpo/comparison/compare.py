@@ -9,9 +9,9 @@ from progrpo.comparison.checks import PROTOCOL_KEYS, check_comparable, check_tra
 from progrpo.comparison.pngs import write_pngs
 from progrpo.comparison.report import render_report
 from progrpo.comparison.result import COMPARISON_NAME, Comparison
-from progrpo.comparison.sources import START, Evaluation, Training, read_evaluation, read_training
+from progrpo.comparison.sources import Evaluation, Training, read_evaluation, read_training
 from progrpo.comparison.statistics import estimate_arm, subtract
-from progrpo.config import CompareConfig
+from progrpo.config import START, CompareConfig
 from progrpo.manifest import MANIFEST_NAME, Manifest, write_manifest
 from progrpo.metrics import Progress
 

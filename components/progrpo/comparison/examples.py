@@ -10,6 +10,7 @@ import numpy as np
 from progrpo.comparison.charts import success_rates
 from progrpo.comparison.result import Comparison
 from progrpo.comparison.sources import Evaluation, read_prompts
+from progrpo.config import START
 
 _MAX_CHARACTERS = 2000
 _PER_REASON = 2
@@ -54,7 +55,7 @@ def find_examples(comparison: Comparison, evaluations: Mapping[str, Sequence[Eva
     """
     baseline = comparison.baseline
     ids = evaluations[baseline][0].problem_ids
-    others = [arm.name for arm in comparison.arms if arm.name not in (baseline, "start")]
+    others = [arm.name for arm in comparison.arms if arm.name not in (baseline, START)]
     rates = {arm: success_rates(of_arm) for arm, of_arm in evaluations.items()}
     reasons: dict[int, str] = {}
     if others:

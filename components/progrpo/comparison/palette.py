@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from progrpo.comparison.sources import START
+from progrpo.config import START
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#7a68c4")
 _MARKERS = ("circle", "diamond", "square", "triangle-up", "x", "star")

@@ -14,12 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from progrpo.config import ARM_NAME, START
 from progrpo.errors import ComparisonError, ManifestError
 from progrpo.manifest import MANIFEST_NAME, read_manifest, sha256_file
 from progrpo.metrics import read_jsonl
-
-START = "start"
-_NAME = r"^[a-z][a-z0-9_.-]{0,39}$"
 
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -30,7 +28,7 @@ class EvaluationSummary(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
     schema_version: int
-    arm: str = Field(pattern=_NAME)
+    arm: str = Field(pattern=ARM_NAME)
     algorithm: dict[str, Any] | None
     seed: int | None
     num_problems: int = Field(ge=1)

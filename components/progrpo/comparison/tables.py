@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from progrpo.comparison.result import ArmResult, Comparison, Difference, Estimate
+from progrpo.config import START
 from progrpo.metrics import EVAL_METRICS, pass_at
 
 NOT_RESOLVED = "not resolved"
@@ -72,7 +73,7 @@ def headline_sentences(comparison: Comparison) -> list[str]:
     names = [*map(pass_at, sorted({comparison.ks[0], comparison.ks[-1]})), "eval/entropy"]
     sentences = []
     for difference in comparison.differences:
-        if difference.arm == "start" and len(comparison.differences) > 1:
+        if difference.arm == START and len(comparison.differences) > 1:
             continue
         parts = [_difference_phrase(name, difference.metrics[name]) for name in names]
         sentences.append(f"{difference.arm} minus {comparison.baseline}: {'; '.join(parts)}.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from progrpo.checkpoints.loading import check_room, context_length, load_tokenizer, render_prompts
 from progrpo.checkpoints.preflight import chat_template_digest
-from progrpo.config import Arm, EvaluateConfig
+from progrpo.config import START, Arm, EvaluateConfig
 from progrpo.data.dataset import Problem, load_problems
 from progrpo.environment import describe_hardware, library_versions, resolve_device
 from progrpo.errors import ConfigError, DataError
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-START = "start"
 
 
 def evaluate(
