@@ -15,7 +15,8 @@ from typing import Protocol
 TRAIN_METRICS: dict[str, str] = {
     "train/reward": "mean reward of the step's rollouts",
     "train/reward_std": "standard deviation of the rewards of the step's rollouts",
-    "train/entropy": "mean full-softmax token entropy at the rollout temperature, nats, over completion tokens",
+    "train/entropy": "mean full-softmax token entropy at the rollout temperature, nats, over completion tokens; "
+    "with micro-batches the mean of their means",
     "train/loss": "policy loss",
     "train/grad_norm": "L2 norm of the gradient before clipping",
     "train/learning_rate": "learning rate of the step",

@@ -27,9 +27,9 @@ def tail_size(num_tokens: int | Tensor, tail_frac: float = TAIL_FRAC) -> int | T
 
     Args:
         num_tokens: n, an int or an int64 tensor of any shape.
-        tail_frac: in (0, 1]; taken as the decimal it is written as.
+        tail_frac: in (0, 1]; taken as the decimal it is written as, to six digits: more would overflow int64.
     """
-    ratio = Fraction(str(tail_frac))
+    ratio = Fraction(str(tail_frac)).limit_denominator(1_000_000)
     size = -(-num_tokens * ratio.numerator // ratio.denominator)
     return size.clamp(min=1) if isinstance(size, Tensor) else max(size, 1)
 

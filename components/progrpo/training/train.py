@@ -20,12 +20,12 @@ from progrpo.checkpoints.loading import (
 from progrpo.config import Arm, ProGRPO, TrainConfig
 from progrpo.data.dataset import Problem, load_problems
 from progrpo.environment import describe_hardware, library_versions, resolve_device
-from progrpo.errors import ConfigError, DataError, TrainingError
+from progrpo.errors import ConfigError, DataError, StorageError, TrainingError
 from progrpo.manifest import Manifest, read_manifest, write_manifest
 from progrpo.metrics import JsonlSink, MetricSink, Progress
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from progrpo.training.trainer import PolicyTrainer
 
@@ -57,6 +57,7 @@ def train(
 
     Raises:
         ConfigError, DataError, CheckpointError: what cannot work, before the first rollout.
+        StorageError: ``output`` holds files already.
         TrainingError: a loss that is not finite, out of memory.
     """
     started = time.monotonic()
@@ -66,20 +67,26 @@ def train(
     }
     problems = load_problems(dataset, "train")
     check_configuration(arm, config, len(problems))
-    device = resolve_device(config.device)
+    if output.exists() and any(output.iterdir()):
+        raise StorageError(f"{output} is not empty: a training run needs a directory of its own. Give another one.")
 
     import torch
     from transformers import set_seed
 
     from progrpo.checkpoints.importer import write_checkpoint
 
+    device = resolve_device(config.device)
+    if device.type == "cuda" and torch.cuda.device_count() > 1:
+        raise ConfigError(
+            f"{torch.cuda.device_count()} GPUs are visible, but training uses one. Set CUDA_VISIBLE_DEVICES to it."
+        )
     torch.set_num_threads(config.num_threads)
     tokenizer = load_tokenizer(checkpoint)
     check_lengths(checkpoint, tokenizer, config, problems)
     # Weights are float32 whatever the arithmetic: a bfloat16 weight would swallow updates at a learning rate of 1e-6.
     model = load_model(checkpoint, torch.float32)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token_id = eos_token_ids(checkpoint, model, tokenizer)[0]
+    generation_config = model.generation_config
+    prepare_model(model, tokenizer, eos_token_ids(checkpoint, model, tokenizer))
 
     output.mkdir(parents=True, exist_ok=True)
     log = JsonlSink(output / "metrics.jsonl")
@@ -88,7 +95,10 @@ def train(
     set_seed(seed)  # rollouts draw from the global generators, whose state must not depend on what ran before
     try:
         trainer.train()
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        # On a GPU torch.OutOfMemoryError, on a CPU a plain RuntimeError with these words.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
         rows = config.micro_batch_size or config.prompts_per_step * config.group_size
         raise TrainingError(
             f"out of memory on {describe_hardware(device)} in step {trainer.state.global_step + 1}: {error}. "
@@ -97,8 +107,10 @@ def train(
     finally:
         log.close()
 
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    policy.generation_config = generation_config  # whoever serves the checkpoint gets the settings it came with
     write_checkpoint(
-        trainer.accelerator.unwrap_model(trainer.model),
+        policy,
         tokenizer,
         output / "checkpoint",
         source=f"{arm.name}, seed {seed}, {config.steps} steps",
@@ -165,6 +177,25 @@ def check_lengths(
     check_room(problems, prompts, config.max_completion_tokens, context_length(checkpoint))
 
 
+def prepare_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos: Sequence[int]) -> None:
+    """Make the model sample what it is trained on: no dropout, and no sampling settings of the checkpoint's own.
+
+    With dropout the scored policy would not be the one that sampled. ``generate`` fills what is left open from the
+    checkpoint (min_new_tokens, top_k, penalties), which evaluation does not.
+    """
+    from torch.nn.modules.dropout import _DropoutNd
+    from transformers import GenerationConfig
+
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token_id = eos[0]
+    model.generation_config = GenerationConfig(eos_token_id=list(eos), pad_token_id=tokenizer.pad_token_id)
+    for module in model.modules():
+        for name, value in vars(module).items():
+            # nn.Dropout keeps its rate as p, attention modules theirs as attention_dropout, for functional dropout.
+            if isinstance(value, float) and ("dropout" in name or (name == "p" and isinstance(module, _DropoutNd))):
+                setattr(module, name, 0.0)
+
+
 def build_trainer(
     arm: Arm,
     seed: int,
@@ -203,7 +234,7 @@ def build_trainer(
         scale_rewards="group" if config.loss.normalize_std else "none",
         seed=seed,
         data_seed=seed,
-        use_cpu=config.device == "cpu",
+        use_cpu=resolve_device(config.device).type == "cpu",
         bf16=config.dtype == "bfloat16",
         gradient_checkpointing=config.gradient_checkpointing,
         save_strategy="no",

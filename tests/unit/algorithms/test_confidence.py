@@ -37,6 +37,10 @@ def test_float32_would_get_the_tail_wrong():
     assert tail_size(50, 0.3) == 15
 
 
+def test_a_fraction_of_many_digits_does_not_overflow():
+    assert tail_size(torch.tensor(3000), 1 / 3).item() == tail_size(3000, 1 / 3) == 1000
+
+
 def test_two_unlikely_tokens_of_ten():
     # k = 2: exp((ln 0.1 + ln 0.4) / 2) = sqrt(0.04) = 0.2
     logprobs = torch.zeros(1, 10)

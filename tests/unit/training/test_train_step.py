@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from progrpo.checkpoints.importer import write_checkpoint
 from progrpo.config import GRPO, Arm, ProGRPO, TrainConfig
-from progrpo.errors import ConfigError, DataError, ManifestError, TrainingError
+from progrpo.errors import ConfigError, DataError, ManifestError, StorageError, TrainingError
 from progrpo.manifest import read_manifest
 from progrpo.metrics import TRAIN_METRICS, Progress, read_jsonl
 from progrpo.training.train import train
@@ -129,6 +130,41 @@ def test_group_mean_needs_whole_groups(tmp_path, tiny_dataset, embedded_checkpoi
     arm = Arm(name="recentred", algorithm=ProGRPO(prompt_confidence="group_mean"))
     with pytest.raises(ConfigError, match="micro_batch_size 4 splits the 16"):
         attempt(tmp_path, tiny_dataset, embedded_checkpoint, arm, micro_batch_size=4)
+
+
+def test_a_directory_with_files_is_refused_and_left_alone(trained, tiny_dataset, embedded_checkpoint):
+    output = trained[0]
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    with pytest.raises(StorageError, match="is not empty"):
+        train(PROGRPO, 0, TrainConfig(**SETTINGS), dataset=tiny_dataset, checkpoint=embedded_checkpoint, output=output)
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+
+
+@pytest.fixture
+def talkative_checkpoint(embedded_checkpoint, tmp_path):
+    """The embedded checkpoint with dropout and sampling settings of its own."""
+    model = AutoModelForCausalLM.from_pretrained(embedded_checkpoint, dtype=torch.float32, attention_dropout=0.5)
+    model.generation_config.min_new_tokens = 9
+    model.generation_config.do_sample, model.generation_config.top_k = True, 1
+    output = tmp_path / "talkative"
+    write_checkpoint(model, AutoTokenizer.from_pretrained(embedded_checkpoint), output, source="a test")
+    assert json.loads((output / "config.json").read_text())["attention_dropout"] == 0.5
+    return output
+
+
+def test_rollouts_follow_our_settings_not_the_checkpoints(trained, talkative_checkpoint, tiny_dataset, tmp_path):
+    output = tmp_path / "run"
+    train(PROGRPO, 7, TrainConfig(**SETTINGS), dataset=tiny_dataset, checkpoint=talkative_checkpoint, output=output)
+    ours, plain = read_jsonl(output / "metrics.jsonl"), read_jsonl(trained[0] / "metrics.jsonl")
+    assert json.loads((output / "checkpoint" / "generation_config.json").read_text())["min_new_tokens"] == 9
+    for a, b in zip(ours, plain, strict=True):
+        assert a | {"train/step_s": 0} == b | {"train/step_s": 0}
+
+
+def test_bfloat16_runs_where_there_is_no_gpu(tiny_dataset, embedded_checkpoint, tmp_path):
+    config = TrainConfig(**(SETTINGS | {"device": "auto", "dtype": "bfloat16", "steps": 1}))
+    train(PROGRPO, 0, config, dataset=tiny_dataset, checkpoint=embedded_checkpoint, output=tmp_path / "run")
+    assert len(read_jsonl(tmp_path / "run" / "metrics.jsonl")) == 1
 
 
 def test_inputs_must_be_finished_artifacts(tmp_path, tiny_dataset, embedded_checkpoint):
