@@ -41,7 +41,13 @@ def wait_for(condition, seconds):
 def long_run(tmp_path):
     """A run in the middle of its evaluate step, and the id of that step's process."""
     output = tmp_path / "a run" / "python3"  # a path that kfp.local by itself cannot take
-    process = subprocess.Popen([*COMMAND, *LONG, "--output", str(output)], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, *LONG, "--output", str(output)],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts its background jobs with SIGINT ignored, and what is ignored is inherited: also by this test.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     file = output / "progress" / "evaluate-start.jsonl"
     started = wait_for(lambda: process.poll() is not None or (file.is_file() and file.read_text()), 180)
     assert process.poll() is None, process.stderr.read()
