@@ -31,13 +31,13 @@ from progrpo.algorithms import (
     prompt_confidence,
     reweight_advantages,
 )
-from progrpo.config import GRPO, ProGRPO
+from progrpo.config import AlgorithmConfig, ProGRPO
 
 
 class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
     """GRPO or ProGRPO by configuration, on TRL's engine."""
 
-    def __init__(self, *args: Any, algorithm: GRPO | ProGRPO, normalize_std: bool, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, algorithm: AlgorithmConfig, normalize_std: bool, **kwargs: Any) -> None:
         """Take TRL's arguments, the algorithm, and whether advantages are divided by the group's deviation."""
         super().__init__(*args, **kwargs)
         self.algorithm = algorithm

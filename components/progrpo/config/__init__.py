@@ -1,0 +1,83 @@
+"""Every setting of every step: closed, frozen pydantic models, readable without torch.
+
+The source of each default is named: *paper* (arXiv:2602.05281, as far as docs/paper.md could recover it, or the paper
+of the algorithm at hand), *FlowRL* (the paper's public proxy), *TRL* or *ours*. An unknown key is an error that lists
+the keys allowed there; see :func:`parse`.
+"""
+
+from progrpo.config.algorithms import (
+    DAPO,
+    GRPO,
+    GSPO,
+    AdaptiveEntropy,
+    Algorithm,
+    AlgorithmConfig,
+    Arm,
+    ClipCov,
+    DrGRPO,
+    DynamicSampling,
+    EntropyBonus,
+    ForkingTokens,
+    KLCov,
+    LossConfig,
+    Method,
+    OverlongPenalty,
+    PassK,
+    ProGRPO,
+    Unlikeliness,
+    method_of,
+)
+from progrpo.config.base import ARM_NAME, MAX_SEED, MIN_TEMPERATURE, START, Config
+from progrpo.config.data import CheckpointConfig, CountdownSource, DatasetConfig, FileSource
+from progrpo.config.engine import Engine, TransformersEngineConfig, VLLMEngineConfig
+from progrpo.config.evaluation import CompareConfig, EvaluateConfig
+from progrpo.config.pipelines import PIPELINES, ComparePipeline, EvaluatePipeline, TrainAndEvaluatePipeline
+from progrpo.config.reading import parse
+from progrpo.config.training import CheckpointingConfig, DistributedConfig, HeldoutConfig, LoRAConfig, TrainConfig
+
+__all__ = [
+    "ARM_NAME",
+    "DAPO",
+    "GRPO",
+    "GSPO",
+    "MAX_SEED",
+    "MIN_TEMPERATURE",
+    "PIPELINES",
+    "START",
+    "AdaptiveEntropy",
+    "Algorithm",
+    "AlgorithmConfig",
+    "Arm",
+    "CheckpointConfig",
+    "CheckpointingConfig",
+    "ClipCov",
+    "CompareConfig",
+    "ComparePipeline",
+    "Config",
+    "CountdownSource",
+    "DatasetConfig",
+    "DistributedConfig",
+    "DrGRPO",
+    "DynamicSampling",
+    "Engine",
+    "EntropyBonus",
+    "EvaluateConfig",
+    "EvaluatePipeline",
+    "FileSource",
+    "ForkingTokens",
+    "HeldoutConfig",
+    "KLCov",
+    "LoRAConfig",
+    "LossConfig",
+    "Method",
+    "OverlongPenalty",
+    "PassK",
+    "ProGRPO",
+    "TrainAndEvaluatePipeline",
+    "TrainConfig",
+    "TransformersEngineConfig",
+    "Unlikeliness",
+    "VLLMEngineConfig",
+    "method_of",
+    "parse",
+]

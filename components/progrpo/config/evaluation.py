@@ -1,0 +1,54 @@
+"""Settings of evaluate and compare."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from progrpo.config.base import ARM_NAME, MAX_SEED, MIN_TEMPERATURE, Config
+
+
+class EvaluateConfig(Config):
+    """How a checkpoint is measured on the held-out problems."""
+
+    num_samples: int = Field(32, ge=1, le=100_000, description="completions a problem, n; paper: 32 math, 16 code")
+    ks: tuple[int, ...] | None = Field(
+        None, min_length=1, description="k of Pass@k; absent: 1, 2, 4, ... up to num_samples"
+    )
+    temperature: float = Field(0.6, ge=MIN_TEMPERATURE, le=10, description="FlowRL")
+    top_p: float = Field(0.95, gt=0, le=1, description="FlowRL")
+    max_completion_tokens: int = Field(8192, ge=1)
+    max_problems: int | None = Field(None, ge=1, description="use the first n held-out problems")
+    batch_size: int = Field(256, ge=1, description="completions generated at a time")
+    seed: int = Field(0, ge=0, le=MAX_SEED)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    num_threads: int = Field(1, ge=1, le=1024)
+
+    @model_validator(mode="after")
+    def _ks_fit(self) -> EvaluateConfig:
+        for k in self.ks or ():
+            if not 1 <= k <= self.num_samples:
+                raise ValueError(
+                    f"k = {k} is not between 1 and num_samples = {self.num_samples}: Pass@k needs n >= k "
+                    f"completions a problem. Raise num_samples or leave k = {k} out of ks"
+                )
+        return self
+
+    @property
+    def pass_at_ks(self) -> tuple[int, ...]:
+        """The k that are reported: ``ks`` sorted, else 1, 2, 4, ... and n itself."""
+        if self.ks is not None:
+            return tuple(sorted(set(self.ks)))
+        powers = {1 << i for i in range(self.num_samples.bit_length()) if 1 << i <= self.num_samples}
+        return tuple(sorted(powers | {self.num_samples}))
+
+
+class CompareConfig(Config):
+    """How arms are compared."""
+
+    baseline: str = Field("grpo", pattern=ARM_NAME, description="arm the others are subtracted from, or 'start'")
+    num_resamples: int = Field(2000, ge=100, le=1_000_000, description="bootstrap resamples; ours")
+    level: float = Field(0.95, gt=0.5, lt=1, description="of the intervals")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of the bootstrap")

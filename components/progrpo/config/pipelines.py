@@ -1,0 +1,69 @@
+"""Parameters of the pipelines: the fields are the parameters of the KFP pipeline of the same name."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from progrpo.config.algorithms import GRPO, Arm, ProGRPO
+from progrpo.config.base import MAX_SEED, START, Config
+from progrpo.config.data import CheckpointConfig, DatasetConfig
+from progrpo.config.evaluation import CompareConfig, EvaluateConfig
+from progrpo.config.training import TrainConfig
+
+
+class EvaluatePipeline(Config):
+    """Parameters of the ``evaluate`` pipeline."""
+
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    dataset: DatasetConfig = DatasetConfig()
+    evaluation: EvaluateConfig = EvaluateConfig()
+    experiment: str = Field("progrpo", min_length=1, max_length=200, description="MLflow experiment")
+
+
+class TrainAndEvaluatePipeline(EvaluatePipeline):
+    """Parameters of the ``train-and-evaluate`` pipeline: one arm, one seed."""
+
+    arm: Arm = Arm(name="progrpo", algorithm=ProGRPO())
+    comparison: CompareConfig = CompareConfig(baseline=START)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _baseline_exists(self) -> TrainAndEvaluatePipeline:
+        _check_baseline(self.comparison.baseline, (self.arm.name,))
+        return self
+
+
+class ComparePipeline(EvaluatePipeline):
+    """Parameters of the ``compare`` pipeline: arms x seeds, the main job."""
+
+    arms: tuple[Arm, ...] = Field(
+        (Arm(name="grpo", algorithm=GRPO()), Arm(name="progrpo", algorithm=ProGRPO())), min_length=1
+    )
+    comparison: CompareConfig = CompareConfig()
+    seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field((0, 1), min_length=1)
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _unique(self) -> ComparePipeline:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) != len(names):
+            raise ValueError(f"arm names must differ, got {names}")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must differ, got {list(self.seeds)}")
+        _check_baseline(self.comparison.baseline, tuple(names))
+        return self
+
+
+def _check_baseline(baseline: str, names: tuple[str, ...]) -> None:
+    if baseline not in (*names, START):
+        raise ValueError(f"comparison.baseline is {baseline!r}, allowed are {', '.join((*names, START))}")
+
+
+PIPELINES: dict[str, type[EvaluatePipeline]] = {
+    "compare": ComparePipeline,
+    "evaluate": EvaluatePipeline,
+    "train-and-evaluate": TrainAndEvaluatePipeline,
+}
