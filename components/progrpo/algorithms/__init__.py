@@ -16,7 +16,7 @@ from progrpo.algorithms.confidence import (
     prompt_confidence,
     tail_size,
 )
-from progrpo.algorithms.covariance import clip_cov_mask, clipped_tokens, covariance_BT, kl_cov_mask
+from progrpo.algorithms.covariance import clip_cov_mask, clipped_tokens, kl_cov_mask, token_covariance
 from progrpo.algorithms.pass_at_k import pass_at_k_advantage
 from progrpo.algorithms.shaping import overlong_penalty, sequence_mean_logprob, unlikeliness_rewards
 
@@ -25,7 +25,6 @@ __all__ = [
     "arm_gate",
     "clip_cov_mask",
     "clipped_tokens",
-    "covariance_BT",
     "group_mean_confidence",
     "group_relative_advantage",
     "has_signal",
@@ -37,5 +36,6 @@ __all__ = [
     "reweight_advantages",
     "sequence_mean_logprob",
     "tail_size",
+    "token_covariance",
     "unlikeliness_rewards",
 ]

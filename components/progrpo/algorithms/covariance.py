@@ -14,7 +14,7 @@ from progrpo.algorithms.integers import floor_frac
 
 
 @torch.no_grad()
-def covariance_BT(logprobs_BT: Tensor, advantages: Tensor, mask_BT: Tensor) -> Tensor:  # noqa: N802  names its shape
+def token_covariance(logprobs_BT: Tensor, advantages: Tensor, mask_BT: Tensor) -> Tensor:
     """Return each token's contribution to the covariance of log-probability and advantage.
 
     ``cov_t = (A_t - mean A) (log pi_t - mean log pi)``, means over all tokens of the mask, so that a long completion
@@ -75,7 +75,7 @@ def clip_cov_mask(
     they are fewer (arXiv:2505.22617). The loss of a drawn token is 0, its place in the mean stays.
 
     Args:
-        cov_BT: [B, T] from :func:`covariance_BT`.
+        cov_BT: [B, T] from :func:`token_covariance`.
         mask_BT: [B, T], non-zero on the n tokens of the loss.
         clip_frac: of all n tokens, not of those that qualify.
         cov_low: exclusive bound.
@@ -105,7 +105,7 @@ def kl_cov_mask(cov_BT: Tensor, mask_BT: Tensor, kl_frac: float) -> Tensor:
     ``kl_coef abs(log pi - log pi_old)`` added to their loss.
 
     Args:
-        cov_BT: [B, T] from :func:`covariance_BT`.
+        cov_BT: [B, T] from :func:`token_covariance`.
         mask_BT: [B, T], non-zero on the n tokens of the loss.
         kl_frac: of all n tokens.
 

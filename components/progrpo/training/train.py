@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from progrpo.checkpoints.importer import write_checkpoint
 from progrpo.checkpoints.loading import (
     check_room,
     context_length,
@@ -17,7 +17,7 @@ from progrpo.checkpoints.loading import (
     load_tokenizer,
     render_prompts,
 )
-from progrpo.config import Arm, ProGRPO, TrainConfig
+from progrpo.config import Arm, CheckpointingConfig, ProGRPO, TrainConfig
 from progrpo.data.dataset import Problem, load_problems
 from progrpo.environment import describe_hardware, library_versions, resolve_device
 from progrpo.errors import ConfigError, DataError, StorageError, TrainingError
@@ -25,8 +25,11 @@ from progrpo.manifest import Manifest, read_manifest, write_manifest
 from progrpo.metrics import JsonlSink, MetricSink, Progress
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from progrpo.training.heldout import Heldout
+    from progrpo.training.state import StateStore
     from progrpo.training.trainer import PolicyTrainer
 
 VERSIONED = ("torch", "transformers", "trl")
@@ -40,10 +43,11 @@ def train(
     dataset: Path,
     checkpoint: Path,
     output: Path,
+    run_id: str = "run",
     sinks: Sequence[MetricSink] = (),
     progress: Progress | None = None,
 ) -> Manifest:
-    """Train one arm with one seed.
+    """Train one arm with one seed, on this rank; with several, every rank calls it and the first writes.
 
     Args:
         arm: the algorithm and its name.
@@ -51,14 +55,18 @@ def train(
         config: the settings every arm shares.
         dataset: a dataset artifact; its training split is used.
         checkpoint: the checkpoint artifact to start from.
-        output: empty directory for the training run: ``checkpoint/``, ``metrics.jsonl``, ``rollouts/``.
+        output: empty directory for the training run: ``checkpoint/``, ``adapter/`` with LoRA, ``metrics.jsonl``,
+            ``rollouts/``.
+        run_id: of the pipeline run, the folder of resume points unless ``config.checkpointing`` names one.
         sinks: where each step's metrics go besides ``metrics.jsonl``; they must not raise.
         progress: told after each step, with reward and entropy.
 
     Raises:
         ConfigError, DataError, CheckpointError: what cannot work, before the first rollout.
+        StateError: resume points of another run, or none that can be read.
         StorageError: ``output`` holds files already.
-        TrainingError: a loss that is not finite, out of memory.
+        TrainingError: a loss that is not finite, no signal for many steps, out of memory.
+        SystemExit: told to stop by SIGTERM, status 143, or SIGINT, 130; a resume point was saved if they are kept.
     """
     started = time.monotonic()
     inputs = {
@@ -73,49 +81,47 @@ def train(
     import torch
     from transformers import set_seed
 
-    from progrpo.checkpoints.importer import write_checkpoint
+    from progrpo.training.build import build_trainer
+    from progrpo.training.recorder import METRICS, Recorder, Stopped
 
     device = resolve_device(config.device)
-    if device.type == "cuda" and torch.cuda.device_count() > 1:
-        raise ConfigError(
-            f"{torch.cuda.device_count()} GPUs are visible, but training uses one. Set CUDA_VISIBLE_DEVICES to it."
-        )
     torch.set_num_threads(config.num_threads)
     tokenizer = load_tokenizer(checkpoint)
-    check_lengths(checkpoint, tokenizer, config, problems)
+    prompts = check_lengths(checkpoint, tokenizer, config, problems)
     # Weights are float32 whatever the arithmetic: a bfloat16 weight would swallow updates at a learning rate of 1e-6.
     model = load_model(checkpoint, torch.float32)
     generation_config = model.generation_config
     prepare_model(model, tokenizer, eos_token_ids(checkpoint, model, tokenizer))
 
-    output.mkdir(parents=True, exist_ok=True)
-    log = JsonlSink(output / "metrics.jsonl")
-    trainer = build_trainer(arm, seed, config, model, tokenizer, problems, output)
-    trainer.add_callback(_recorder(trainer, config, output, [log, *sinks], progress))
-    set_seed(seed)  # rollouts draw from the global generators, whose state must not depend on what ran before
-    try:
-        trainer.train()
-    except RuntimeError as error:
-        # On a GPU torch.OutOfMemoryError, on a CPU a plain RuntimeError with these words.
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        rows = config.micro_batch_size or config.prompts_per_step * config.group_size
-        raise TrainingError(
-            f"out of memory on {describe_hardware(device)} in step {trainer.state.global_step + 1}: {error}. "
-            f"Set train.micro_batch_size to {max(1, rows // 2)} (now {rows}), or train.gradient_checkpointing to true."
-        ) from None
-    finally:
-        log.close()
+    trainer = build_trainer(arm, seed, config, model, tokenizer, problems, prompts, output)
+    heldout = open_heldout(trainer, config, dataset, checkpoint)
+    is_first = trainer.accelerator.is_main_process
+    with ExitStack() as stack:
+        if is_first:
+            output.mkdir(parents=True, exist_ok=True)
+        resume = None
+        if config.checkpointing is not None:
+            from progrpo.training.resume import Resume, fingerprint
 
-    policy = trainer.accelerator.unwrap_model(trainer.model)
-    policy.generation_config = generation_config  # whoever serves the checkpoint gets the settings it came with
-    write_checkpoint(
-        policy,
-        tokenizer,
-        output / "checkpoint",
-        source=f"{arm.name}, seed {seed}, {config.steps} steps",
-        inputs=inputs,
-    )
+            store = stack.enter_context(open_store(config.checkpointing, arm, seed, run_id)) if is_first else None
+            identity = fingerprint(arm, seed, config, inputs)
+            resume = Resume(config.checkpointing, store, identity, output, config.steps)
+        log = [stack.enter_context(closing(JsonlSink(output / METRICS))), *sinks] if is_first else []
+        recorder = Recorder(trainer, config, output, log, progress if is_first else None, heldout, resume)
+        trainer.add_callback(recorder)
+        set_seed(seed)  # nothing of ours draws from the global generators, but a library may
+        try:
+            with recorder.stoppable(), explained_memory_errors(trainer, config, device):
+                trainer.train()
+        except Stopped as stopped:
+            if resume is not None:
+                resume.save()
+            raise SystemExit(128 + stopped.signum) from None
+
+    source = f"{arm.name}, seed {seed}, {trainer.state.global_step} steps"
+    write_trained(trainer, tokenizer, generation_config, output, source=source, inputs=inputs)
+    if not is_first:
+        return read_manifest(output, "training", verify=False)
     return write_manifest(
         output,
         "training",
@@ -123,6 +129,9 @@ def train(
         config={"arm": arm.model_dump(mode="json"), "seed": seed, "train": config.model_dump(mode="json")},
         metadata={
             "train_wall_time_s": round(time.monotonic() - started, 2),
+            "steps": trainer.state.global_step,
+            **({"stopped": recorder.stopped} if recorder.stopped else {}),
+            "num_processes": config.distributed.num_processes,
             "hardware": describe_hardware(device),
             "versions": library_versions(*VERSIONED),
         },
@@ -161,8 +170,8 @@ def check_configuration(arm: Arm, config: TrainConfig, num_problems: int | None)
 
 def check_lengths(
     checkpoint: Path, tokenizer: PreTrainedTokenizerBase, config: TrainConfig, problems: Sequence[Problem]
-) -> None:
-    """Refuse prompts that are too long for the limit or, with a completion, for the model's context.
+) -> list[list[int]]:
+    """Render the prompts; refuse those too long for the limit or, with a completion, for the model's context.
 
     Raises:
         DataError, ConfigError: naming the longest problem and what would fit.
@@ -175,6 +184,7 @@ def check_lengths(
             f"Raise it or drop the problem."
         )
     check_room(problems, prompts, config.max_completion_tokens, context_length(checkpoint))
+    return prompts
 
 
 def prepare_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos: Sequence[int]) -> None:
@@ -196,143 +206,62 @@ def prepare_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eo
                 setattr(module, name, 0.0)
 
 
-def build_trainer(
-    arm: Arm,
-    seed: int,
-    config: TrainConfig,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
-    output: Path,
-) -> PolicyTrainer:
-    """Translate our settings into TRL's, once and here."""
-    from datasets import Dataset
-    from transformers import PrinterCallback
-    from trl import GRPOConfig
+def open_heldout(trainer: PolicyTrainer, config: TrainConfig, dataset: Path, checkpoint: Path) -> Heldout | None:
+    """Return what measures the held-out problems, if anything does.
 
-    from progrpo.training.trainer import PolicyTrainer
-
-    rows = config.prompts_per_step * config.group_size
-    micro_batch_size = config.micro_batch_size or rows
-    args = GRPOConfig(
-        output_dir=os.fspath(output),
-        max_steps=config.steps,
-        per_device_train_batch_size=micro_batch_size,
-        gradient_accumulation_steps=rows // micro_batch_size,
-        num_generations=config.group_size,
-        max_completion_length=config.max_completion_tokens,
-        temperature=config.temperature,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="constant_with_warmup" if config.warmup_steps else "constant",
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        loss_type={"token_mean": "dapo", "sequence_mean": "grpo"}[config.loss.aggregation],
-        epsilon=config.loss.clip_low,
-        epsilon_high=config.loss.clip_high,
-        beta=config.loss.kl_beta,
-        scale_rewards="group" if config.loss.normalize_std else "none",
-        seed=seed,
-        data_seed=seed,
-        use_cpu=resolve_device(config.device).type == "cpu",
-        bf16=config.dtype == "bfloat16",
-        gradient_checkpointing=config.gradient_checkpointing,
-        save_strategy="no",
-        report_to="none",
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # a loss that is not finite must be seen, not replaced by the last one
-        disable_tqdm=True,
-    )
-    columns = {name: [getattr(problem, name) for problem in problems] for name in ("prompt", "answer", "task")}
-    columns["problem_id"] = [problem.id for problem in problems]
-    trainer = PolicyTrainer(
-        model=model,
-        processing_class=tokenizer,
-        reward_funcs=correctness,
-        args=args,
-        train_dataset=Dataset.from_dict(columns),
-        algorithm=arm.algorithm,
-        normalize_std=config.loss.normalize_std,
-    )
-    trainer.remove_callback(PrinterCallback)  # prints every log line; ours go to the sinks
-    return trainer
+    Raises:
+        DataError: fewer held-out problems than it wants, or a prompt that does not fit.
+    """
+    if config.heldout is None:
+        return None
+    problems = load_problems(dataset, "eval")
+    if len(problems) < config.heldout.num_problems:
+        raise DataError(
+            f"train.heldout.num_problems is {config.heldout.num_problems}, but the dataset has {len(problems)} "
+            f"held-out problems. Lower it, or hold out more."
+        )
+    problems = problems[: config.heldout.num_problems]
+    prompts = check_lengths(checkpoint, trainer.processing_class, config, problems)
+    return Heldout(trainer, config.heldout, problems, prompts)
 
 
-def correctness(
-    completions: Sequence[Sequence[Mapping[str, str]]], answer: Sequence[str], task: Sequence[str], **_: object
-) -> list[float | None]:
-    """Verify completions: 1 correct, 0 wrong, None where the verifier could not tell (no advantage then)."""
-    from progrpo.rewards import verify_batch
-
-    texts = [messages[-1]["content"] for messages in completions]
-    verdicts = verify_batch(list(zip(task, answer, texts, strict=True)))
-    return [float(verdict.correct) if verdict.scored else None for verdict in verdicts]
+def open_store(config: CheckpointingConfig, arm: Arm, seed: int, run_id: str) -> StateStore:
+    """Open where the resume points of one run lie: the same place for every attempt at it."""
+    place = f"{config.uri.rstrip('/')}/{config.name or run_id}/{arm.name}-seed{seed}"
+    return StateStore(place, keep_last=config.keep_last, keep_best=config.keep_best)
 
 
-TRL_METRICS = {
-    "reward": "train/reward",
-    "reward_std": "train/reward_std",
-    "entropy": "train/entropy",
-    "loss": "train/loss",
-    "grad_norm": "train/grad_norm",
-    "learning_rate": "train/learning_rate",
-    "completions/mean_length": "train/completion_tokens",
-    "completions/clipped_ratio": "train/truncated_frac",
-    "frac_reward_zero_std": "train/zero_std_frac",
-    "kl": "train/kl",
-    "arm/prompt_confidence": "train/arm/prompt_confidence",
-    "arm/answer_confidence": "train/arm/answer_confidence",
-    "arm/advantage_shift": "train/arm/advantage_shift",
-    "arm/gated_frac": "train/arm/gated_frac",
-}
-"""TRL's log keys and ours, which progrpo.metrics.TRAIN_METRICS explains."""
-
-
-def _recorder(
+def write_trained(
     trainer: PolicyTrainer,
-    config: TrainConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    generation_config: Any,
     output: Path,
-    sinks: Sequence[MetricSink],
-    progress: Progress | None,
-) -> Any:
-    from transformers import TrainerCallback
-
-    class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-        """Send each step's metrics on, keep its rollouts, stop on a loss that is not finite."""
-
-        def __init__(self) -> None:
-            self._last = time.monotonic()
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-            if "loss" not in logs:  # the summary after the last step
-                return
-            now = time.monotonic()
-            metrics = {ours: float(logs[key]) for key, ours in TRL_METRICS.items() if logs.get(key) is not None}
-            metrics["train/step_s"], self._last = now - self._last, now
-            step = state.global_step
-            for sink in sinks:
-                sink.log(step, metrics)
-            for key in ("train/loss", "train/grad_norm"):
-                if not math.isfinite(metrics[key]):
-                    raise TrainingError(
-                        f"{key} is {metrics[key]} in step {step}. Lower train.learning_rate (now "
-                        f"{config.learning_rate:g}) or train.max_grad_norm (now {config.max_grad_norm:g})."
-                    )
-            if config.log_rollouts_every and (step % config.log_rollouts_every == 0 or step == 1):
-                write_rollouts(output / "rollouts" / f"step_{step:05d}.parquet", trainer.rollouts)
-            if progress is not None:
-                shown = {"reward": metrics.get("train/reward", 0.0), "entropy": metrics.get("train/entropy", 0.0)}
-                progress.update(step, config.steps, **shown)
-
-    return Recorder()
+    *,
+    source: str,
+    inputs: Mapping[str, str],
+) -> None:
+    """Write the trained weights as a checkpoint artifact, adapters merged and beside it; every rank must call it."""
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.lora:
+        policy.save_pretrained(output / "adapter")
+        policy = policy.merge_and_unload()
+    policy.generation_config = generation_config  # whoever serves the checkpoint gets the settings it came with
+    write_checkpoint(policy, tokenizer, output / "checkpoint", source=source, inputs=inputs)
 
 
-def write_rollouts(path: Path, rollouts: Mapping[str, Sequence[Any]]) -> None:
-    """Write one step's rollouts as parquet, one row a completion, in group order."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+@contextmanager
+def explained_memory_errors(trainer: PolicyTrainer, config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Turn what torch raises when memory runs out into an error that says which knob to turn, and how far."""
+    import torch
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(pa.table(dict(rollouts)), temporary)
-    temporary.replace(path)
+    try:
+        yield
+    except RuntimeError as error:
+        # On a GPU torch.OutOfMemoryError, on a CPU a plain RuntimeError with these words.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        rows = config.micro_batch_size or config.rows_per_rank
+        raise TrainingError(
+            f"out of memory on {describe_hardware(device)} in step {trainer.state.global_step + 1}: {error}. "
+            f"Set train.micro_batch_size to {max(1, rows // 2)} (now {rows}), or train.gradient_checkpointing to true."
+        ) from None

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from progrpo.algorithms import clip_cov_mask, clipped_tokens, covariance_BT, kl_cov_mask
+from progrpo.algorithms import clip_cov_mask, clipped_tokens, kl_cov_mask, token_covariance
 
 
 def generator(seed=0):
@@ -23,7 +23,7 @@ def clip(cov, mask=None, clip_frac=1.0, seed=0, **kwargs):
 
 def test_by_hand():
     # tokens (A, log pi): (1, -1), (1, -3), (-2, -5); means 0 and -3
-    cov = covariance_BT(
+    cov = token_covariance(
         torch.tensor([[-1.0, -3.0], [-5.0, -99.0]]), torch.tensor([1.0, -2.0]), torch.tensor([[1, 1], [1, 0]])
     )
     assert cov.tolist() == [[2.0, 0.0], [4.0, 0.0]]
@@ -31,7 +31,7 @@ def test_by_hand():
 
 def test_means_are_over_tokens_not_over_rows():
     # A row of three tokens against one of one: mean A = (3 * 1 - 1 * 1) / 4 = 0.5; mean log pi = -1.
-    cov = covariance_BT(
+    cov = token_covariance(
         torch.tensor([[0.0, -1.0, -2.0], [-1.0, 0.0, 0.0]]),
         torch.tensor([1.0, -1.0]),
         torch.tensor([[1, 1, 1], [1, 0, 0]]),
@@ -43,19 +43,19 @@ def test_advantages_of_tokens_and_of_rows():
     logprobs, mask = torch.randn(3, 4, generator=generator()), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]])
     rows = torch.tensor([1.0, -0.5, 7.0])
     torch.testing.assert_close(
-        covariance_BT(logprobs, rows, mask), covariance_BT(logprobs, rows[:, None].repeat(1, 4), mask)
+        token_covariance(logprobs, rows, mask), token_covariance(logprobs, rows[:, None].repeat(1, 4), mask)
     )
 
 
 def test_one_token_and_none():
-    assert covariance_BT(torch.tensor([[-3.0]]), torch.tensor([2.0]), torch.tensor([[1]])).tolist() == [[0.0]]
-    assert covariance_BT(torch.tensor([[-3.0]]), torch.tensor([2.0]), torch.tensor([[0]])).tolist() == [[0.0]]
-    assert covariance_BT(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, 4)).shape == (0, 4)
+    assert token_covariance(torch.tensor([[-3.0]]), torch.tensor([2.0]), torch.tensor([[1]])).tolist() == [[0.0]]
+    assert token_covariance(torch.tensor([[-3.0]]), torch.tensor([2.0]), torch.tensor([[0]])).tolist() == [[0.0]]
+    assert token_covariance(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, 4)).shape == (0, 4)
 
 
 def test_it_carries_no_gradient_and_is_float32():
     logprobs = torch.tensor([[-1.0, -2.0]], dtype=torch.bfloat16, requires_grad=True)
-    cov = covariance_BT(logprobs, torch.tensor([1.0]), torch.ones(1, 2))
+    cov = token_covariance(logprobs, torch.tensor([1.0]), torch.ones(1, 2))
     assert cov.dtype == torch.float32
     assert not cov.requires_grad
 
@@ -67,12 +67,12 @@ def test_its_mean_is_the_covariance_and_padding_does_not_matter(num_rows, num_to
     logprobs = -torch.rand(num_rows, num_tokens, generator=draw) * 5
     mask = torch.rand(num_rows, num_tokens, generator=draw) < 0.7
     advantages = torch.randn(num_rows, generator=draw)
-    cov = covariance_BT(logprobs, advantages, mask)
+    cov = token_covariance(logprobs, advantages, mask)
     assert cov[~mask].eq(0).all()
     if mask.sum() > 1:
         pair = torch.stack([logprobs[mask], advantages[:, None].expand_as(mask)[mask]])
         torch.testing.assert_close(cov[mask].mean(), torch.cov(pair, correction=0)[0, 1], atol=1e-5, rtol=1e-4)
-    padded = covariance_BT(
+    padded = token_covariance(
         torch.cat([torch.full((num_rows, 2), -torch.inf), logprobs], dim=1),
         advantages,
         torch.cat([torch.zeros(num_rows, 2).bool(), mask], dim=1),
