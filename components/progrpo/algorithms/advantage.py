@@ -46,7 +46,7 @@ def group_relative_advantage(rewards_PG: Tensor, *, normalize_std: bool = True) 
 def has_signal(advantages_PG: Tensor, gate_PG: Tensor | None = None) -> Tensor:
     """Tell which groups teach anything: those with an advantage, or that ARM may give one.
 
-    DAPO's dynamic sampling keeps groups with ``0 < number correct < G`` (arXiv:2503.14476, eq. 11). Read off the
+    DAPO's dynamic sampling keeps groups with ``0 < number correct < G`` (arXiv:2503.14476). Read off the
     advantages instead, the condition also holds for rewards that a length penalty or unlikeliness tells apart and for
     ProGRPO's groups that are all correct.
 
