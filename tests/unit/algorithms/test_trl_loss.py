@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from trl import GRPOTrainer
 
-from progrpo.algorithms import clip_cov_mask, covariance_BT
+from progrpo.algorithms import clip_cov_mask, token_covariance
 
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0]])
 ADVANTAGES = torch.tensor([1.0, -2.0])
@@ -155,7 +155,7 @@ def test_the_adaptive_coefficient_acts_a_step_late_and_only_below_the_target():
 def test_clip_cov_through_the_advantages_keeps_the_tokens_place_in_the_mean():
     logprobs = torch.tensor([[-1.0, -2.0, -0.5], [-3.0, 0.0, 0.0]])
     # mean A = 1/4, mean log pi = -6.5/4: cov = 0.75 * (0.625, -0.375, 1.125) and -2.25 * -1.375
-    cov = covariance_BT(logprobs, ADVANTAGES, MASK)
+    cov = token_covariance(logprobs, ADVANTAGES, MASK)
     torch.testing.assert_close(cov, torch.tensor([[0.46875, -0.28125, 0.84375], [3.09375, 0.0, 0.0]]))
     drawn = clip_cov_mask(cov, MASK, clip_frac=0.25, cov_low=1.0, cov_high=5.0, generator=torch.Generator())
     grad, _ = Loss().gradients(advantages=ADVANTAGES[:, None] * ~drawn)
