@@ -33,8 +33,9 @@ def check_world_size(config: TrainConfig) -> None:
     wanted, started = config.distributed.num_processes, int(os.environ.get("WORLD_SIZE", "1"))
     if started != wanted:
         raise ConfigError(
-            f"train.distributed.num_processes is {wanted}, but this is one of {started} processes. Start them with "
-            f"`torchrun --nproc-per-node {wanted} -m progrpo.training --job FILE`, or set num_processes to {started}."
+            f"train.distributed.num_processes is {wanted}, but this is process {os.environ.get('RANK', '0')} of "
+            f"{started}. Start {wanted} with torchrun (on one machine --nproc-per-node {wanted}), or set num_processes "
+            f"to {started}."
         )
 
 
