@@ -33,22 +33,31 @@ def check_world_size(config: TrainConfig) -> None:
     wanted, started = config.distributed.num_processes, int(os.environ.get("WORLD_SIZE", "1"))
     if started != wanted:
         raise ConfigError(
-            f"train.distributed.num_processes is {wanted}, but this is one of {started} processes. Start them with "
-            f"`torchrun --nproc-per-node {wanted} -m progrpo.training --job FILE`, or set num_processes to {started}."
+            f"train.distributed.num_processes is {wanted}, but this is process {os.environ.get('RANK', '0')} of "
+            f"{started}. Start {wanted} with torchrun (on one machine --nproc-per-node {wanted}), or set num_processes "
+            f"to {started}."
         )
 
 
 def strategy_arguments(config: TrainConfig) -> dict[str, Any]:
-    """Return what ``transformers.TrainingArguments`` needs to know of ``config.distributed``."""
-    if config.distributed.num_processes == 1:
-        return {}  # nothing to shard over: fsdp2 on one rank is plain training
+    """Return what ``transformers.TrainingArguments`` needs to know of ``config.distributed``.
+
+    ``gradient_checkpointing`` is among it: FSDP2 has its own, as with transformers' each layer is gathered once more.
+    """
+    checkpoints = config.gradient_checkpointing
+    if config.distributed.num_processes == 1:  # nothing to shard over: fsdp2 on one rank is plain training
+        return {"gradient_checkpointing": checkpoints}
     if config.distributed.strategy == "ddp":
-        return {"ddp_find_unused_parameters": False}  # each has a gradient; the search costs a walk of the graph a step
-    # Version 2 and a unit per decoder layer (the model's _no_split_modules) are transformers' defaults; said for certainty.
-    return {
-        "fsdp": True,
-        "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "reshard_after_forward": True},
+        # Every parameter gets a gradient; the search for those without one would walk the graph at each step.
+        return {"gradient_checkpointing": checkpoints, "ddp_find_unused_parameters": False}
+    # The wrap policy makes a unit of each decoder layer, by the model's _no_split_modules.
+    fsdp = {
+        "version": 2,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "reshard_after_forward": True,
+        "activation_checkpointing": checkpoints,
     }
+    return {"gradient_checkpointing": False, "fsdp": True, "fsdp_config": fsdp}
 
 
 def shard_on_cpu(trainer: Trainer) -> None:

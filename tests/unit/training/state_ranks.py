@@ -62,7 +62,10 @@ class HalfWay(TrainerCallback):
 
 def run(checkpoint, strategy, num_ranks, *, first=0, last=NUM_STEPS, start=None, lora=False, tied=False, **settings):
     config = TrainConfig(distributed={"num_processes": num_ranks, "strategy": strategy}, **settings)
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, tie_word_embeddings=tied)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    if tied:
+        model.config.tie_word_embeddings = True
+        model.lm_head.weight = model.model.embed_tokens.weight
     if lora:
         from peft import LoraConfig, get_peft_model
 
@@ -83,7 +86,6 @@ def run(checkpoint, strategy, num_ranks, *, first=0, last=NUM_STEPS, start=None,
             max_grad_norm=0.5,
             use_cpu=True,
             bf16=settings.get("dtype") == "bfloat16",
-            gradient_checkpointing=config.gradient_checkpointing,
             save_strategy="no",
             report_to="none",
             logging_steps=1,
