@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,15 @@ def import_vllm() -> Any:
 def request_seed(seed: int, key: Sequence[int]) -> int:
     """Return the seed of one completion's request, 63 bits: a function of the run's seed and the completion's key."""
     return int(np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)[0] >> 1)
+
+
+@contextmanager
+def untouched_generators() -> Iterator[None]:
+    """Give torch's global generators their state back: vLLM draws from them also where every request has a seed."""
+    import torch
+
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        yield
 
 
 def prefix_hit_frac(outputs: Sequence[Any]) -> float:
@@ -143,22 +153,22 @@ class VLLMEngine:
             return []
         # Keys and values of an earlier call were computed in batches of another shape; their rounding would be felt.
         self._llm.reset_prefix_cache()
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": list(prompt)} for prompt in prompts],
-            [
-                self._params(
-                    temperature=settings.temperature,
-                    top_p=settings.top_p,
-                    top_k=0,
-                    max_tokens=settings.max_tokens,
-                    stop_token_ids=self._eos,  # unlike stop strings, they stay in token_ids
-                    seed=request_seed(seed, key),
-                    detokenize=False,
-                )
-                for key in keys
-            ],
-            use_tqdm=False,
-        )
+        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        params = [
+            self._params(
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                top_k=0,
+                max_tokens=settings.max_tokens,
+                stop_token_ids=self._eos,  # unlike stop strings, they stay in token_ids
+                ignore_eos=True,  # or vLLM adds the EOS tokens of the checkpoint's generation_config
+                seed=request_seed(seed, key),
+                detokenize=False,
+            )
+            for key in keys
+        ]
+        with untouched_generators():
+            outputs = self._llm.generate(requests, params, use_tqdm=False)
         self.prefix_hit_frac = prefix_hit_frac(outputs)
         return [Completion(tuple(o.token_ids), o.finish_reason) for output in outputs for o in output.outputs]
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from progrpo.config import VLLMEngineConfig
 from progrpo.errors import ConfigError
 from progrpo.generation.engine import Completion
-from progrpo.generation.vllm_engine import import_vllm, prefix_hit_frac, request_seed
+from progrpo.generation.vllm_engine import import_vllm, prefix_hit_frac, request_seed, untouched_generators
 
 _CONCURRENT_REQUESTS = 64  # to a server; as many connections as TRL's client keeps open
 
@@ -58,7 +58,8 @@ def vllm_arguments(
         "vllm_mode": engine.mode,
         "vllm_importance_sampling_correction": engine.correction != "none",
         "vllm_importance_sampling_clip_max": engine.max_ratio,
-        "generation_kwargs": {"stop_token_ids": list(eos_token_ids)},
+        # With ignore_eos these tokens end a completion and no others: vLLM would add those of generation_config.
+        "generation_kwargs": {"stop_token_ids": list(eos_token_ids), "ignore_eos": True},
     }
     if engine.correction != "none":
         arguments["vllm_importance_sampling_mode"] = engine.correction
@@ -78,7 +79,7 @@ def engine_defaults(dtype: Literal["float32", "bfloat16"]) -> Iterator[None]:
 
     TRL leaves the dtype to vLLM, which takes bfloat16 where the checkpoint is float32: on the embedded checkpoint the
     sampled log-probabilities were then off by up to 0.06 nats a token, instead of 6e-6 (docs/vllm.md). It also leaves
-    ``generation_config`` open, from which vLLM reads sampling settings and more stop tokens.
+    ``generation_config`` open.
 
     Raises:
         ConfigError: no vLLM.
@@ -124,7 +125,7 @@ class VLLMRollouts:
         """
         self._sync()
         seeds = [request_seed(self._seed, key) for key in keys]
-        with self._seeded(seeds):
+        with self._seeded(seeds), untouched_generators():
             _, token_ids, logprobs, _ = self._generation.generate(
                 prompts=[list(prompt) for prompt in prompts], images=None, num_generations=1
             )
