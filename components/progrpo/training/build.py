@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ from progrpo.config import (
     ForkingTokens,
     Method,
     TrainConfig,
-    TransformersEngineConfig,
     VLLMEngineConfig,
     method_of,
 )
@@ -63,16 +63,18 @@ def build_trainer(
 
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # of rollout_func; the contract test watches it
     method = method_of(arm.algorithm, config)
-    trainer = PolicyTrainer(
-        model=model,
-        processing_class=tokenizer,
-        reward_funcs=correctness,
-        args=trl_arguments(method, seed, config, output),
-        train_dataset=Dataset.from_dict({"prompt": [problems[0].prompt]}),  # TRL wants one; the collector has them all
-        peft_config=_lora(config),
-        method=method,
-        max_steps_without_signal=config.max_steps_without_signal,
-    )
+    args = trl_arguments(method, seed, config, output, **_engine_arguments(config, model))
+    with _engine_started(config):
+        trainer = PolicyTrainer(
+            model=model,
+            processing_class=tokenizer,
+            reward_funcs=correctness,
+            args=args,
+            train_dataset=Dataset.from_dict({"prompt": [problems[0].prompt]}),  # TRL wants one; the collector has all
+            peft_config=_lora(config),
+            method=method,
+            max_steps_without_signal=config.max_steps_without_signal,
+        )
     trainer.remove_callback(PrinterCallback)  # prints every log line; ours go to the sinks
     trainer.collector = Collector(
         stream=PromptStream(len(problems), seed),
@@ -90,8 +92,8 @@ def build_trainer(
     return trainer
 
 
-def trl_arguments(method: Method, seed: int, config: TrainConfig, output: Path) -> Any:
-    """Return the ``GRPOConfig`` of a method."""
+def trl_arguments(method: Method, seed: int, config: TrainConfig, output: Path, **engine: Any) -> Any:
+    """Return the ``GRPOConfig`` of a method; ``engine`` are the fields of the rollout engine."""
     from trl import GRPOConfig
 
     micro_batch_size = config.micro_batch_size or config.rows_per_rank
@@ -129,7 +131,7 @@ def trl_arguments(method: Method, seed: int, config: TrainConfig, output: Path) 
         logging_nan_inf_filter=False,  # a loss that is not finite must be seen, not replaced by the last one
         disable_tqdm=True,
         **_algorithm_arguments(method),
-        **_engine_arguments(config),
+        **engine,
         **strategy_arguments(config),
     )
 
@@ -153,8 +155,27 @@ def _algorithm_arguments(method: Method) -> dict[str, Any]:
     return arguments
 
 
-def _engine_arguments(config: TrainConfig) -> dict[str, Any]:
-    return {}
+def _engine_arguments(config: TrainConfig, model: PreTrainedModel) -> dict[str, Any]:
+    if not isinstance(config.engine, VLLMEngineConfig):
+        return {}
+    from progrpo.training.vllm_rollouts import vllm_arguments
+
+    longest = config.max_prompt_tokens + config.max_completion_tokens
+    return vllm_arguments(
+        config.engine,
+        max_model_tokens=min(longest, getattr(model.config, "max_position_embeddings", None) or longest),
+        eos_token_ids=model.generation_config.eos_token_id,
+        device="cpu" if resolve_device(config.device).type == "cpu" else "cuda",
+        num_processes=config.distributed.num_processes,
+    )
+
+
+def _engine_started(config: TrainConfig) -> AbstractContextManager[None]:
+    if not isinstance(config.engine, VLLMEngineConfig):
+        return nullcontext()
+    from progrpo.training.vllm_rollouts import engine_defaults
+
+    return engine_defaults(config.dtype)
 
 
 def _lora(config: TrainConfig) -> Any:
@@ -173,16 +194,18 @@ def _lora(config: TrainConfig) -> Any:
 
 
 def _rollout_engine(trainer: PolicyTrainer, seed: int, config: TrainConfig) -> RolloutEngine:
+    if isinstance(config.engine, VLLMEngineConfig):
+        from progrpo.training.vllm_rollouts import VLLMRollouts
+
+        return VLLMRollouts(trainer, seed=seed)
     from progrpo.training.engines import TransformersRollouts
 
-    engine = config.engine
-    assert isinstance(engine, TransformersEngineConfig | VLLMEngineConfig)
     return TransformersRollouts(
         trainer,
         seed=seed,
         temperature=config.temperature,
         max_tokens=config.max_completion_tokens,
-        batch_size=engine.batch_size if isinstance(engine, TransformersEngineConfig) else None,
+        batch_size=config.engine.batch_size,
     )
 
 
