@@ -19,6 +19,7 @@ from progrpo.config import (
 )
 from progrpo.data.dataset import Problem
 from progrpo.environment import resolve_device
+from progrpo.training.distributed import strategy_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -129,7 +130,7 @@ def trl_arguments(method: Method, seed: int, config: TrainConfig, output: Path) 
         disable_tqdm=True,
         **_algorithm_arguments(method),
         **_engine_arguments(config),
-        **_strategy_arguments(config),
+        **strategy_arguments(config),
     )
 
 
@@ -153,10 +154,6 @@ def _algorithm_arguments(method: Method) -> dict[str, Any]:
 
 
 def _engine_arguments(config: TrainConfig) -> dict[str, Any]:
-    return {}
-
-
-def _strategy_arguments(config: TrainConfig) -> dict[str, Any]:
     return {}
 
 

@@ -13,6 +13,7 @@ from trl.models import unwrap_model_for_generation
 
 from progrpo.generation.engine import Completion
 from progrpo.generation.keyed import KeyedSampler, keyed_uniforms
+from progrpo.training.distributed import gathered_parameters
 
 
 class TransformersRollouts:
@@ -52,6 +53,7 @@ class TransformersRollouts:
                 trainer.accelerator,
                 gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
             ) as model,
+            gathered_parameters(trainer.model_wrapped),
             torch.no_grad(),
             trainer.accelerator.autocast(),
         ):
@@ -75,8 +77,7 @@ class TransformersRollouts:
                 disable_compile=True,
             ),
             logits_processor=[sampler],
-            # Sharded ranks wait for each other in every forward pass, also for one whose completions have all ended.
-            synced_gpus=trainer.is_fsdp_enabled and trainer.accelerator.num_processes > 1,
+            synced_gpus=False,  # no rank needs the others: the parameters are gathered
         )
         logprobs = torch.stack(sampler.logprobs, dim=1).tolist()
         return [

@@ -150,11 +150,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers is untype
             peak = torch.cuda.max_memory_allocated(device)
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {
-            "train/step_s": seconds,
-            "perf/tokens_per_s": tokens / seconds if seconds else 0.0,
-            "perf/peak_memory_gib": peak / 2**30,
-        }
+        metrics = {"train/step_s": seconds, "perf/peak_memory_gib": peak / 2**30}
+        # A later update of a batch of rollouts samples nothing.
+        return metrics | ({"perf/tokens_per_s": tokens / seconds} if tokens else {})
 
     def _keep_rollouts(self, step: int) -> None:
         table = self._trainer.gather_rollouts()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,9 @@ from progrpo.errors import StorageError
 from progrpo.training.distributed import load_training_state, training_state
 from progrpo.training.heldout import Heldout
 from progrpo.training.recorder import METRICS
-from progrpo.training.state import (
-    ResumePoint,
-    StateStore,
-    check_fingerprint,
-    get_rng_state,
-    load_tree,
-    save_tree,
-    set_rng_state,
-)
+from progrpo.training.state.points import ResumePoint
+from progrpo.training.state.store import StateStore, check_fingerprint
+from progrpo.training.state.tensors import get_rng_state, load_tree, save_tree, set_rng_state
 from progrpo.training.trainer import PolicyTrainer
 
 logger = logging.getLogger(__name__)
@@ -73,6 +68,9 @@ class Resume:
         self._trainer: PolicyTrainer | None = None
         self._random_state: Any = None
         self._best: float | None = None
+        self._started = time.monotonic()
+        self.previous_s = 0.0
+        """Wall time that earlier attempts spent on the steps they finished, seconds."""
 
     # --- saving ------------------------------------------------------------------------------------------------------
 
@@ -83,7 +81,8 @@ class Resume:
     def reached(self, step: int, trainer: PolicyTrainer, heldout: Heldout | None) -> None:
         """Take note of where the run stands after a step; weights and optimizer are read when it is saved."""
         self._trainer = trainer
-        place = {"position": trainer.position(), "random": get_rng_state()}
+        elapsed = self.previous_s + time.monotonic() - self._started
+        place = {"position": trainer.position(), "random": get_rng_state(), "elapsed_s": elapsed}
         self._reached = (step, place, heldout.state() if heldout is not None else None)
         self._best = heldout.best if heldout is not None else None
 
@@ -130,17 +129,21 @@ class Resume:
             StateError: the point is another run's, or none of those there can be read.
         """
         point = self._find()
-        found = [None if point is None else (point.step, self._read(point))]
+        state: dict[str, Any] | None = None
+        found: list[Any] = [None]
+        if point is not None:
+            state, places, measured = self._read(point)
+            found = [(point.step, places, measured)]
         broadcast_object_list(found, from_process=0)
         if found[0] is None:
             return False
-        step, (state, places, measured) = found[0]
+        step, places, measured = found[0]
         place = places[trainer.accelerator.process_index]
         load_training_state(trainer, state)
         trainer.go_to(place["position"])
         trainer.state.global_step = step
         trainer._globalstep_last_logged = step  # of transformers' loop, which took it before this
-        self._random_state = place["random"]
+        self._random_state, self.previous_s = place["random"], place["elapsed_s"]
         if heldout is not None and measured is not None:
             heldout.restore(measured)
         logger.info("going on after step %d", step)

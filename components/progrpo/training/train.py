@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from progrpo.training.heldout import Heldout
-    from progrpo.training.state import StateStore
+    from progrpo.training.state.store import StateStore
     from progrpo.training.trainer import PolicyTrainer
 
 VERSIONED = ("torch", "transformers", "trl")
@@ -122,7 +122,7 @@ def train(
         inputs=inputs,
         config={"arm": arm.model_dump(mode="json"), "seed": seed, "train": config.model_dump(mode="json")},
         metadata={
-            "train_wall_time_s": round(time.monotonic() - started, 2),
+            "train_wall_time_s": round(time.monotonic() - started + (resume.previous_s if resume else 0.0), 2),
             "steps": trainer.state.global_step,
             **({"stopped": recorder.stopped} if recorder.stopped else {}),
             "num_processes": config.distributed.num_processes,
@@ -165,6 +165,8 @@ def open_heldout(trainer: PolicyTrainer, config: TrainConfig, dataset: Path, che
             f"train.heldout.num_problems is {config.heldout.num_problems}, but the dataset has {len(problems)} "
             f"held-out problems. Lower it, or hold out more."
         )
+    from progrpo.training.heldout import Heldout
+
     problems = problems[: config.heldout.num_problems]
     prompts = check_lengths(checkpoint, trainer.processing_class, config, problems)
     return Heldout(trainer, config.heldout, problems, prompts)
@@ -172,6 +174,8 @@ def open_heldout(trainer: PolicyTrainer, config: TrainConfig, dataset: Path, che
 
 def open_store(config: CheckpointingConfig, arm: Arm, seed: int, run_id: str) -> StateStore:
     """Open where the resume points of one run lie: the same place for every attempt at it."""
+    from progrpo.training.state.store import StateStore
+
     place = f"{config.uri.rstrip('/')}/{config.name or run_id}/{arm.name}-seed{seed}"
     return StateStore(place, keep_last=config.keep_last, keep_best=config.keep_best)
 

@@ -44,6 +44,7 @@ from progrpo.algorithms import (
 )
 from progrpo.config import ClipCov, KLCov, Method, ProGRPO
 from progrpo.errors import TrainingError
+from progrpo.training.distributed import shard_on_cpu
 from progrpo.training.rollouts import Batch, Collector
 
 
@@ -87,6 +88,11 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         passes = self.slices_per_batch * self.num_iterations
         corrects = self.use_vllm and self.vllm_importance_sampling_correction
         return bool(self.args.gradient_accumulation_steps % passes != 0 or corrects)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator; on a CPU accelerate needs help to shard."""
+        super().create_accelerator_and_postprocess()
+        shard_on_cpu(self)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Tick once a forward pass: transformers' loop counts steps, the collector chooses what is trained on."""
@@ -295,12 +301,13 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         accumulated = self.current_gradient_accumulation_steps
         if self.loss_type == "dapo":
             tokens = rows["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
-            mean: Tensor = (values_BT * mask_BT).sum() / (tokens / self.slices_per_batch)
+            mean: Tensor = (values_BT * mask_BT).sum() * self.slices_per_batch / tokens
         elif self.loss_type == "dr_grpo":
             mean = (values_BT * mask_BT).sum() / (len(values_BT) * self.max_completion_length)
         else:
             mean = ((values_BT * mask_BT).sum(-1) / mask_BT.sum(-1).clamp(min=1.0)).mean()
-        return mean / accumulated
+        mean = mean / accumulated
+        return mean
 
     def _clipped_tokens(self, rows: dict[str, Any], logprobs_BT: Tensor) -> Tensor | None:
         """[B, T] bool: tokens that the policy loss clips already; None where no ratio has left 1 yet."""
@@ -349,6 +356,7 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
             "step": self._step,
             "stream": self.collector.stream.position,
             "buffer": self._buffered_inputs if in_batch else None,
+            "rollouts": self.rollouts if in_batch else {},
             "steps_without_signal": self.steps_without_signal,
             "entropy_coef": self.entropy_coef,
             "last_entropy": self._last_world_entropy,
@@ -359,7 +367,7 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         """Stand where :meth:`position` was taken."""
         self._step = position["step"]
         self.collector.stream.position = position["stream"]
-        self._buffered_inputs = position["buffer"]
+        self._buffered_inputs, self.rollouts = position["buffer"], position["rollouts"]
         self.steps_without_signal = position["steps_without_signal"]
         self.entropy_coef, self._last_world_entropy = position["entropy_coef"], position["last_entropy"]
         self.state.num_input_tokens_seen = position["num_tokens"]
