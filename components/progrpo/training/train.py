@@ -9,20 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from progrpo.checkpoints.importer import write_checkpoint
-from progrpo.checkpoints.loading import (
-    check_room,
-    context_length,
-    eos_token_ids,
-    load_model,
-    load_tokenizer,
-    render_prompts,
-)
-from progrpo.config import Arm, CheckpointingConfig, ProGRPO, TrainConfig
-from progrpo.data.dataset import Problem, load_problems
+from progrpo.checkpoints.loading import eos_token_ids, load_model, load_tokenizer
+from progrpo.config import Arm, CheckpointingConfig, TrainConfig
+from progrpo.data.dataset import load_problems
 from progrpo.environment import describe_hardware, library_versions, resolve_device
-from progrpo.errors import ConfigError, DataError, StorageError, TrainingError
+from progrpo.errors import DataError, StorageError, TrainingError
 from progrpo.manifest import Manifest, read_manifest, write_manifest
 from progrpo.metrics import JsonlSink, MetricSink, Progress
+from progrpo.training.preflight import check_configuration, check_lengths
 
 if TYPE_CHECKING:
     import torch
@@ -136,55 +130,6 @@ def train(
             "versions": library_versions(*VERSIONED),
         },
     )
-
-
-def check_configuration(arm: Arm, config: TrainConfig, num_problems: int | None) -> None:
-    """Refuse what cannot work whatever the checkpoint.
-
-    Args:
-        arm: what is trained.
-        config: how.
-        num_problems: of the training split; None if that is not known yet.
-
-    Raises:
-        ConfigError: settings that contradict each other.
-        DataError: fewer training problems than a step needs.
-    """
-    rows = config.prompts_per_step * config.group_size
-    if (
-        isinstance(arm.algorithm, ProGRPO)
-        and arm.algorithm.prompt_confidence == "group_mean"
-        and config.micro_batch_size not in (None, rows)
-    ):
-        raise ConfigError(
-            f"arm {arm.name}: prompt_confidence 'group_mean' needs a whole group in one forward pass, but "
-            f"train.micro_batch_size {config.micro_batch_size} splits the {rows} completions of a step. "
-            f"Leave micro_batch_size out, or use another prompt_confidence."
-        )
-    if num_problems is not None and num_problems < config.prompts_per_step:
-        raise DataError(
-            f"the training split holds {num_problems} problems, but train.prompts_per_step is "
-            f"{config.prompts_per_step}. Lower it, or give more problems."
-        )
-
-
-def check_lengths(
-    checkpoint: Path, tokenizer: PreTrainedTokenizerBase, config: TrainConfig, problems: Sequence[Problem]
-) -> list[list[int]]:
-    """Render the prompts; refuse those too long for the limit or, with a completion, for the model's context.
-
-    Raises:
-        DataError, ConfigError: naming the longest problem and what would fit.
-    """
-    prompts = render_prompts(tokenizer, problems)
-    length, problem = max((len(ids), problem.id) for ids, problem in zip(prompts, problems, strict=True))
-    if length > config.max_prompt_tokens:
-        raise DataError(
-            f"problem {problem!r} has {length} prompt tokens, train.max_prompt_tokens is {config.max_prompt_tokens}. "
-            f"Raise it or drop the problem."
-        )
-    check_room(problems, prompts, config.max_completion_tokens, context_length(checkpoint))
-    return prompts
 
 
 def prepare_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos: Sequence[int]) -> None:

@@ -42,7 +42,9 @@ def tensors(draw):
     size = int(np.prod(shape)) * dtype.itemsize
     top = 1 if dtype == torch.bool else 255  # any bytes: infinities and NaNs of all kinds among them
     data = draw(st.lists(st.integers(0, top), min_size=size, max_size=size))
-    tensor = torch.tensor(data, dtype=torch.uint8).view(dtype).reshape(shape) if size else torch.empty(shape, dtype=dtype)
+    tensor = (
+        torch.tensor(data, dtype=torch.uint8).view(dtype).reshape(shape) if size else torch.empty(shape, dtype=dtype)
+    )
     return tensor.transpose(0, 1) if draw(st.booleans()) and tensor.dim() > 1 else tensor
 
 

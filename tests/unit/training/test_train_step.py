@@ -128,8 +128,8 @@ def test_what_does_not_fit_is_refused(tmp_path, tiny_dataset, embedded_checkpoin
 
 def test_group_mean_needs_whole_groups(tmp_path, tiny_dataset, embedded_checkpoint):
     arm = Arm(name="recentred", algorithm=ProGRPO(prompt_confidence="group_mean"))
-    with pytest.raises(ConfigError, match="micro_batch_size 4 splits the 16"):
-        attempt(tmp_path, tiny_dataset, embedded_checkpoint, arm, micro_batch_size=4)
+    with pytest.raises(ConfigError, match="micro_batch_size 2 splits the groups of 4"):
+        attempt(tmp_path, tiny_dataset, embedded_checkpoint, arm, micro_batch_size=2)
 
 
 def test_a_directory_with_files_is_refused_and_left_alone(trained, tiny_dataset, embedded_checkpoint):
