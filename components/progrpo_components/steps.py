@@ -153,7 +153,10 @@ def train(
         settings = parse(TrainConfig, config, source="train")
         _check_artifacts({"dataset": dataset, "checkpoint": checkpoint})
         _preload("progrpo.training.trainer", "progrpo.training.train", *_tracking_modules(tracking))
-        from progrpo.training.train import train as library_train
+        if settings.distributed.num_processes > 1:
+            from progrpo.training.launch import launch as library_train
+        else:
+            from progrpo.training.train import train as library_train
 
         with _tracker(tracking, arm.name, seed) as tracker:
             sinks = []
@@ -169,6 +172,7 @@ def train(
                 dataset=dataset,
                 checkpoint=checkpoint,
                 output=output,
+                run_id=os.environ.get(RUN_ID_VARIABLE, "run") if tracking is None else tracking.run_id,
                 sinks=sinks,
                 progress=progress,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,9 @@ from progrpo.config import (
     Arm,
     EntropyBonus,
     ForkingTokens,
+    LoRAConfig,
     Method,
     TrainConfig,
-    TransformersEngineConfig,
     VLLMEngineConfig,
     method_of,
 )
@@ -63,16 +64,18 @@ def build_trainer(
 
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # of rollout_func; the contract test watches it
     method = method_of(arm.algorithm, config)
-    trainer = PolicyTrainer(
-        model=model,
-        processing_class=tokenizer,
-        reward_funcs=correctness,
-        args=trl_arguments(method, seed, config, output),
-        train_dataset=Dataset.from_dict({"prompt": [problems[0].prompt]}),  # TRL wants one; the collector has them all
-        peft_config=_lora(config),
-        method=method,
-        max_steps_without_signal=config.max_steps_without_signal,
-    )
+    args = trl_arguments(method, seed, config, output, **_engine_arguments(config, model))
+    with _engine_started(config):
+        trainer = PolicyTrainer(
+            model=model,
+            processing_class=tokenizer,
+            reward_funcs=correctness,
+            args=args,
+            train_dataset=Dataset.from_dict({"prompt": [problems[0].prompt]}),  # TRL wants one; the collector has all
+            peft_config=None if config.lora is None else lora_config(config.lora),
+            method=method,
+            max_steps_without_signal=config.max_steps_without_signal,
+        )
     trainer.remove_callback(PrinterCallback)  # prints every log line; ours go to the sinks
     trainer.collector = Collector(
         stream=PromptStream(len(problems), seed),
@@ -90,8 +93,8 @@ def build_trainer(
     return trainer
 
 
-def trl_arguments(method: Method, seed: int, config: TrainConfig, output: Path) -> Any:
-    """Return the ``GRPOConfig`` of a method."""
+def trl_arguments(method: Method, seed: int, config: TrainConfig, output: Path, **engine: Any) -> Any:
+    """Return the ``GRPOConfig`` of a method; ``engine`` are the fields of the rollout engine."""
     from trl import GRPOConfig
 
     micro_batch_size = config.micro_batch_size or config.rows_per_rank
@@ -122,14 +125,13 @@ def trl_arguments(method: Method, seed: int, config: TrainConfig, output: Path) 
         data_seed=seed,
         use_cpu=resolve_device(config.device).type == "cpu",
         bf16=config.dtype == "bfloat16",
-        gradient_checkpointing=config.gradient_checkpointing,
         save_strategy="no",
         report_to="none",
         logging_steps=1,
         logging_nan_inf_filter=False,  # a loss that is not finite must be seen, not replaced by the last one
         disable_tqdm=True,
         **_algorithm_arguments(method),
-        **_engine_arguments(config),
+        **engine,
         **strategy_arguments(config),
     )
 
@@ -153,36 +155,55 @@ def _algorithm_arguments(method: Method) -> dict[str, Any]:
     return arguments
 
 
-def _engine_arguments(config: TrainConfig) -> dict[str, Any]:
-    return {}
+def _engine_arguments(config: TrainConfig, model: PreTrainedModel) -> dict[str, Any]:
+    if not isinstance(config.engine, VLLMEngineConfig):
+        return {}
+    from progrpo.training.vllm_rollouts import vllm_arguments
+
+    longest = config.max_prompt_tokens + config.max_completion_tokens
+    return vllm_arguments(
+        config.engine,
+        max_model_tokens=min(longest, getattr(model.config, "max_position_embeddings", None) or longest),
+        eos_token_ids=model.generation_config.eos_token_id,
+        device="cpu" if resolve_device(config.device).type == "cpu" else "cuda",
+        num_processes=config.distributed.num_processes,
+    )
 
 
-def _lora(config: TrainConfig) -> Any:
-    if config.lora is None:
-        return None
+def _engine_started(config: TrainConfig) -> AbstractContextManager[None]:
+    if not isinstance(config.engine, VLLMEngineConfig):
+        return nullcontext()
+    from progrpo.training.vllm_rollouts import engine_defaults
+
+    return engine_defaults(config.dtype)
+
+
+def lora_config(lora: LoRAConfig) -> Any:
+    """Return peft's settings for ours."""
     from peft import LoraConfig
 
-    modules = config.lora.target_modules
     return LoraConfig(
-        r=config.lora.rank,
-        lora_alpha=config.lora.alpha,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
         lora_dropout=0.0,  # with dropout the scored policy would not be the one that sampled
-        target_modules="all-linear" if modules is None else list(modules),
+        target_modules="all-linear" if lora.target_modules is None else list(lora.target_modules),
         task_type="CAUSAL_LM",
     )
 
 
 def _rollout_engine(trainer: PolicyTrainer, seed: int, config: TrainConfig) -> RolloutEngine:
+    if isinstance(config.engine, VLLMEngineConfig):
+        from progrpo.training.vllm_rollouts import VLLMRollouts
+
+        return VLLMRollouts(trainer, seed=seed)
     from progrpo.training.engines import TransformersRollouts
 
-    engine = config.engine
-    assert isinstance(engine, TransformersEngineConfig | VLLMEngineConfig)
     return TransformersRollouts(
         trainer,
         seed=seed,
         temperature=config.temperature,
         max_tokens=config.max_completion_tokens,
-        batch_size=engine.batch_size if isinstance(engine, TransformersEngineConfig) else None,
+        batch_size=config.engine.batch_size,
     )
 
 

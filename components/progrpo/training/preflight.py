@@ -212,6 +212,11 @@ def _check_arm(arm: Arm, train: TrainConfig, findings: Findings) -> None:
             f"arm {arm.name}: k = {algorithm.k} of Pass@k training is above train.group_size {train.group_size}: no "
             f"group has k completions. Lower k or raise group_size.",
         )
+    if isinstance(algorithm, PassK) and method.overlong_penalty is not None:
+        findings.error(
+            f"arm {arm.name}: Pass@k training is defined on right and wrong, but overlong_penalty lowers rewards. "
+            f"Leave the penalty out, of train or of the arm, or use another algorithm.",
+        )
     if (
         isinstance(algorithm, ProGRPO)
         and algorithm.prompt_confidence == "group_mean"

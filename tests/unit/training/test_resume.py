@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,7 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from progrpo.config import Arm, TrainConfig
+from progrpo.errors import StateError
 from progrpo.metrics import read_jsonl
+from progrpo.training.train import train
 
 PROGRAM = Path(__file__).with_name("killed_runs.py")
 DURATIONS = {"train/step_s", "perf/tokens_per_s", "perf/peak_memory_gib"}
@@ -94,3 +98,69 @@ def test_two_ranks_go_on_as_well(run):
     expected, weights = weights_of(whole), weights_of(resumed)
     for name in expected:
         torch.testing.assert_close(weights[name], expected[name], rtol=1e-4, atol=1e-6)
+
+
+def attempt(tmp_path, dataset, checkpoint, name, *, arm=ARM, seed=3, **config):
+    settings = {"steps": 4, "heldout": None, "warmup_steps": 0, "log_rollouts_every": 0}
+    settings |= {"checkpointing": {"uri": str(tmp_path / "state"), "every": 2}} | config
+    output = tmp_path / name
+    manifest = train(
+        Arm(**arm), seed, TrainConfig(**(CONFIG | settings)), dataset=dataset, checkpoint=checkpoint, output=output
+    )
+    return output, manifest
+
+
+def test_a_run_goes_on_for_more_steps_and_no_other_run_does(tmp_path, tiny_dataset, embedded_checkpoint):
+    places = (tmp_path, tiny_dataset, embedded_checkpoint)
+    attempt(*places, "short", steps=4)
+    longer, manifest = attempt(*places, "longer", steps=6)
+    whole, _ = attempt(*places, "whole", steps=6, checkpointing=None)
+    assert metrics_of(longer) == metrics_of(whole)
+    assert manifest.metadata["steps"] == 6
+    with pytest.raises(StateError, match=r"train\.learning_rate was 0\.0001 and is 0\.001 now"):
+        attempt(*places, "other", learning_rate=1e-3)
+    with pytest.raises(StateError, match=r"seed3 .*saved by another run|arm\.algorithm"):
+        attempt(*places, "other2", arm={"name": "progrpo", "algorithm": {"type": "progrpo", "alpha": 0.5}})
+    assert not (tmp_path / "other" / "manifest.json").exists()
+
+
+def test_a_damaged_point_is_passed_over(tmp_path, tiny_dataset, embedded_checkpoint, caplog):
+    places = (tmp_path, tiny_dataset, embedded_checkpoint)
+    attempt(*places, "first", steps=6)
+    root = tmp_path / "state" / "run" / "progrpo-seed3"
+    assert sorted(path.name for path in root.glob("step_*")) == ["step_0000002", "step_0000004"]
+    newest = root / "step_0000004" / "weights.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    resumed, _ = attempt(*places, "second", steps=6)
+    assert "skipping the resume point of step 4" in caplog.text
+    assert metrics_of(resumed) == metrics_of(tmp_path / "first")
+
+
+def test_sigterm_saves_the_last_step_and_exits_with_143(tmp_path, tiny_dataset, embedded_checkpoint):
+    settings = {
+        "dataset": str(tiny_dataset),
+        "checkpoint": str(embedded_checkpoint),
+        "arm": ARM | {"algorithm": {"type": "grpo"}},
+        "seed": 0,
+        "train": CONFIG
+        | {"steps": 2000, "heldout": None, "checkpointing": {"uri": str(tmp_path / "state"), "every": 1000}},
+    }
+    (tmp_path / "train.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "progrpo_pipelines.cli", "step", "train"]
+    command += ["--config", str(tmp_path / "train.json"), "--output", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not any(len(read_jsonl(path)) >= 2 for path in tmp_path.glob(".run.*/metrics.jsonl")):
+        assert time.monotonic() < deadline, "training did not start"
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(timeout=30) == 143
+    (point,) = (tmp_path / "state" / "run" / "progrpo-seed0").glob("step_*")
+    assert read_jsonl(point / "metrics.jsonl")[-1]["step"] == int(point.name.removeprefix("step_"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_keep_best_needs_a_measurement():
+    with pytest.raises(ValueError, match="keep_best needs heldout"):
+        TrainConfig(checkpointing={"uri": "x", "keep_best": True})
