@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -26,9 +27,13 @@ Examples:
 
   progrpo run compare --preset smoke --set train.steps=20 --set 'seeds=[0]'
 
+  progrpo plan compare --set checkpoint.uri=/models/qwen --gpu h100-80g
+
   progrpo run evaluate --set checkpoint.uri=/models/qwen --set dataset.source='{type: file, train_uri: math.jsonl}'
 
   progrpo step train --config train.yaml --output runs/grpo-0
+
+  progrpo rollouts runs/grpo-0 runs/progrpo-0
 
   progrpo compile --all
 """
@@ -42,6 +47,12 @@ app = typer.Typer(
 )
 
 PresetOption = Annotated[str | None, typer.Option("--preset", help="Defaults for a purpose; see: progrpo presets.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set one parameter; the key is dotted, the value is YAML."),
+]
+ParamsFileOption = Annotated[Path | None, typer.Option(help="YAML or JSON file with parameters.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PipelineArgument = Annotated[str, typer.Argument(metavar="PIPELINE", help=f"One of {', '.join(sorted(PIPELINES))}.")]
 
 
@@ -64,11 +75,8 @@ def _options(
 def run(
     pipeline: PipelineArgument,
     preset: PresetOption = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set one parameter; the key is dotted, the value is YAML."),
-    ] = None,
-    params_file: Annotated[Path | None, typer.Option(help="YAML or JSON file with parameters.")] = None,
+    settings: SetOption = None,
+    params_file: ParamsFileOption = None,
     output: Annotated[Path | None, typer.Option(help="Default: runs/PIPELINE-TIME.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Delete an earlier run in --output first.")] = False,
 ) -> None:
@@ -91,6 +99,47 @@ def run(
         typer.echo("interrupted; every step was stopped.", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     print_summary(result, console)
+
+
+@app.command()
+def plan(
+    pipeline: PipelineArgument,
+    preset: PresetOption = None,
+    settings: SetOption = None,
+    params_file: ParamsFileOption = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="NAME", help="GPU it is to run on: h100-80g, a100-40g, ..., or its memory.")
+    ] = None,
+    tokens_per_second: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="perf/tokens_per_s of an earlier run like it, for GPU-hours; none are invented."),
+    ] = None,
+    read_dataset: Annotated[
+        bool, typer.Option("--dataset/--no-dataset", help="Make the dataset and render its prompts, or do not.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a run would take, and what cannot work, without running it.
+
+    Parameters are given as for run. Exits with 2 if something cannot work.
+    """
+    from rich.console import Console
+
+    from progrpo_pipelines import plan as planning
+    from progrpo_pipelines.presets import resolve
+
+    parameters = resolve(pipeline, preset=preset, params_file=params_file, settings=settings or ())
+    made = planning.make_plan(
+        pipeline, parameters, gpu=gpu, tokens_per_second=tokens_per_second, read_dataset=read_dataset
+    )
+    if as_json:
+        typer.echo(json.dumps(planning.as_json(made), indent=2))
+    else:
+        from progrpo_pipelines.plan_tables import print_plan
+
+        print_plan(made, Console(width=None if sys.stdout.isatty() else _LOG_WIDTH))
+    if made.findings.errors:
+        raise typer.Exit(EXIT_USAGE)
 
 
 @app.command()
