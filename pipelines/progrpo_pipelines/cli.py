@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -189,6 +189,44 @@ def compile_(
     paths = [compile_pipeline(pipeline, output, preset=preset)] if pipeline else compile_all(output)
     for path in paths:
         typer.echo(str(path))
+
+
+@app.command()
+def rollouts(
+    directories: Annotated[
+        list[Path], typer.Argument(metavar="DIR [DIR2]", help="A training run; a second one to compare it with.")
+    ],
+    step: Annotated[str, typer.Option(metavar="N|first|last|all", help="Of those whose rollouts were kept.")] = "last",
+    problem: Annotated[str | None, typer.Option(metavar="ID", help="Only this problem.")] = None,
+    correct: Annotated[
+        bool | None, typer.Option("--correct/--incorrect", help="Only right or only wrong ones.")
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Largest first; by default as they were sampled.")
+    ] = None,
+    ascending: Annotated[bool, typer.Option("--ascending", help="Smallest first.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Rows that are shown; 20 in a table, all in JSON and CSV.")
+    ] = None,
+    width: Annotated[int, typer.Option(help="Characters of a prompt or completion that the table shows.")] = 60,
+    as_json: JsonOption = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """Show the rollouts a training run kept, or how those of two arms differ, problem by problem."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from progrpo_pipelines.rollouts import View, show
+
+    if as_json and as_csv:
+        raise ConfigError("give --json or --csv, not both.")
+    form: Literal["table", "json", "csv"] = "json" if as_json else "csv" if as_csv else "table"
+    view = View(form=form, sort=sort, ascending=ascending, limit=limit, width=width)
+    shown = show(directories, step=step, problem=problem, correct=correct, view=view)
+    if isinstance(shown, Table):
+        Console(width=None if sys.stdout.isatty() else _LOG_WIDTH).print(shown)
+    else:
+        typer.echo(shown)
 
 
 @app.command()

@@ -307,10 +307,12 @@ def check_memory(
         model: from what.
         findings: gets the estimates; an error if weights, gradients and optimizer alone do not fit, a warning if the
             peak does not.
-        device_bytes: None: not known, nothing is compared.
+        device_bytes: of a GPU, or of the machine that all ranks share; None: not known, nothing is compared.
         on_gpu: whether the device is one.
         prompt_tokens: of the longest prompt; None: ``max_prompt_tokens``.
     """
+    if device_bytes is not None and not on_gpu:
+        device_bytes //= train.distributed.num_processes  # the ranks share the machine
     for arm in arms:
         run = Run(model, train, arm, on_gpu, prompt_tokens, device_bytes or 0)
         findings.estimates[arm.name] = estimate = run.estimate()
