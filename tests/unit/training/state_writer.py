@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from progrpo.training.state.points import read_point
 from progrpo.training.state.store import StateStore
 
 FILES = ("model.safetensors", "optimizer.safetensors", "rank_0.safetensors", "sub/state.json")
@@ -111,6 +112,8 @@ def everywhere(place, count):
 
         pid, reader = fork(save_thrice)
         acknowledged, killed = reap(pid, reader)
+        for directory in root.glob("step_*"):
+            read_point(directory)  # whole, also when it was killed while it removed one
         with StateStore(str(root), keep_last=1, lock_timeout_s=0) as store:
             point = store.latest()
             if acknowledged is not None:

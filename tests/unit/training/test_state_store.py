@@ -207,7 +207,7 @@ def test_a_worker_of_a_dead_writer_does_not_hold_its_lock(root):
     worker.start()
     store.close()
     try:
-        StateStore(str(root), lock_timeout_s=0).close()
+        StateStore(str(root), lock_timeout_s=5).close()
     finally:
         os.write(writer, b"x")
         worker.join()
