@@ -16,6 +16,8 @@ from progrpo.training.vllm_rollouts import VLLMRollouts, engine_defaults, vllm_a
 
 G, SEED, TEMPERATURE, MAX_TOKENS = 4, 7, 0.7, 16
 CONFIG = VLLMEngineConfig(sleep=False)
+OPEN: list[object] = []
+"""Engines of this module, kept: when vLLM's garbage is collected, the process groups of all others go with it."""
 
 
 def _keys(prompts: list[list[int]], num: int = G) -> tuple[list[list[int]], list[tuple[int, int]]]:
@@ -75,6 +77,7 @@ def _trainer(
             rollout_func=rollout_func,
             **more,
         )
+    OPEN.append(trainer)
     trainer.engine = VLLMRollouts(trainer, seed=SEED)
     return trainer
 
@@ -120,8 +123,8 @@ def test_an_update_reaches_the_samples(trainer, before_and_after, prompts, tmp_p
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(updated)
     fresh = VLLMEngine(updated, CONFIG, dtype="float32", eos_token_ids=[2], max_model_tokens=64)
     rows, keys = _keys(prompts, 16)
+    OPEN.append(fresh)
     expected = fresh.complete(rows, keys, SamplingSettings(TEMPERATURE, 1.0, MAX_TOKENS), SEED)
-    fresh.close()
     assert [c.token_ids for c in after] == [c.token_ids for c in expected]
     assert [c.finish_reason for c in after] == [c.finish_reason for c in expected]
 

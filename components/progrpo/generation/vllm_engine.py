@@ -173,7 +173,11 @@ class VLLMEngine:
         return [Completion(tuple(o.token_ids), o.finish_reason) for output in outputs for o in output.outputs]
 
     def close(self) -> None:
-        """Stop the engine and give its memory back; it cannot sample afterwards."""
+        """Stop the engine and give its memory back.
+
+        vLLM keeps one set of process groups a process, which go with it: no other engine of this process that is open
+        now can sample afterwards, a new one can.
+        """
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         gc.collect()

@@ -66,14 +66,16 @@ def advise(run: Run) -> list[str]:
         for value, changes in knob.values:
             peak = run.estimate(_changed(run.train, changes)).peak
             if peak <= run.device_bytes:
-                lines.append(f"{knob.name} {value} (now {knob.now}): about {gigabytes(peak)}, fits")
+                lines.append(f"{knob.name} {value} (now {knob.now}): about {readable_size(peak)}, fits")
                 break
     return lines or [_together(run)]
 
 
-def gigabytes(size: int) -> str:
-    """Return a size as 10^9 bytes, such as ``7.4 GB``."""
-    return f"{size / 1e9:,.1f} GB" if size < 99.95e9 else f"{size / 1e9:,.0f} GB"
+def readable_size(size: int) -> str:
+    """Return a size in multiples of 1000 bytes, such as ``7.4 GB``."""
+    if size < 99_950_000:
+        return f"{size / 1e6:,.1f} MB"
+    return f"{size / 1e9:,.1f} GB" if size < 99_950_000_000 else f"{size / 1e9:,.0f} GB"
 
 
 def _together(run: Run) -> str:
@@ -98,7 +100,7 @@ def _together(run: Run) -> str:
                 break
         else:
             return (
-                f"no setting makes it fit: with {_listed(chosen)} it still takes about {gigabytes(peak)}. "
+                f"no setting makes it fit: with {_listed(chosen)} it still takes about {readable_size(peak)}. "
                 f"Take a larger GPU or a smaller model"
             )
         chosen = best
@@ -106,7 +108,7 @@ def _together(run: Run) -> str:
         rest = {other: value for other, value in chosen.items() if other != name}
         milder = [rest, *({**rest, name: value} for value in knobs[name].values)]
         chosen = next(settings for settings in milder if peak_of(settings) <= run.device_bytes)
-    return f"{_listed(chosen)} together: about {gigabytes(peak_of(chosen))}, fits"
+    return f"{_listed(chosen)} together: about {readable_size(peak_of(chosen))}, fits"
 
 
 def _listed(settings: dict[str, tuple[str, Changes]]) -> str:

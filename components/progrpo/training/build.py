@@ -12,6 +12,7 @@ from progrpo.config import (
     Arm,
     EntropyBonus,
     ForkingTokens,
+    LoRAConfig,
     Method,
     TrainConfig,
     VLLMEngineConfig,
@@ -71,7 +72,7 @@ def build_trainer(
             reward_funcs=correctness,
             args=args,
             train_dataset=Dataset.from_dict({"prompt": [problems[0].prompt]}),  # TRL wants one; the collector has all
-            peft_config=_lora(config),
+            peft_config=None if config.lora is None else lora_config(config.lora),
             method=method,
             max_steps_without_signal=config.max_steps_without_signal,
         )
@@ -177,17 +178,15 @@ def _engine_started(config: TrainConfig) -> AbstractContextManager[None]:
     return engine_defaults(config.dtype)
 
 
-def _lora(config: TrainConfig) -> Any:
-    if config.lora is None:
-        return None
+def lora_config(lora: LoRAConfig) -> Any:
+    """Return peft's settings for ours."""
     from peft import LoraConfig
 
-    modules = config.lora.target_modules
     return LoraConfig(
-        r=config.lora.rank,
-        lora_alpha=config.lora.alpha,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
         lora_dropout=0.0,  # with dropout the scored policy would not be the one that sampled
-        target_modules="all-linear" if modules is None else list(modules),
+        target_modules="all-linear" if lora.target_modules is None else list(lora.target_modules),
         task_type="CAUSAL_LM",
     )
 

@@ -19,7 +19,7 @@ GPUS = {
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(b|g|gb|gib)?")
 _UNITS = {None: 1, "b": 1, "g": 10**9, "gb": 10**9, "gib": 2**30}
-_MIN_BYTES = 10**8  # --gpu 80 means gigabytes, and is refused rather than taken for 80 bytes
+_MIN_BYTES = 10**8  # --gpu 80 means readable_size, and is refused rather than taken for 80 bytes
 
 
 def gpu_bytes(name: str) -> int:

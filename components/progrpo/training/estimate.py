@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from progrpo.checkpoints.architecture import Architecture
-from progrpo.config import Arm, TrainConfig, TransformersEngineConfig, VLLMEngineConfig, method_of
+from progrpo.config import Arm, EvaluateConfig, TrainConfig, TransformersEngineConfig, VLLMEngineConfig, method_of
 
-FLOAT32, BFLOAT16 = 4, 2
+FLOAT64, FLOAT32, BFLOAT16 = 8, 4, 2
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2}
 """Of a trained parameter: AdamW keeps two moments, each in float32 or in 8 bits."""
 TILE_TOKENS, TILE_VOCAB = 4096, 32768  # of TRL 1.16's fused LM head: trl/kernels/chunked_logprob.py, trainer/utils.py
@@ -156,6 +156,25 @@ def estimate_memory(
     )
 
 
+def estimate_evaluation(
+    model: Architecture, evaluation: EvaluateConfig, *, on_gpu: bool, prompt_tokens: int
+) -> dict[str, int]:
+    """Estimate what sampling with transformers takes in the evaluate step: bytes by part."""
+    size = BFLOAT16 if evaluation.dtype == "bfloat16" else FLOAT32
+    return {
+        "weights": size * model.num_parameters,
+        "rollouts": _generation(
+            model,
+            evaluation.batch_size,
+            prompt_tokens,
+            evaluation.max_completion_tokens,
+            evaluation.dtype,
+            cuts_nucleus=evaluation.top_p < 1,
+        ),
+        "runtime": RUNTIME_GPU if on_gpu else RUNTIME_CPU,
+    }
+
+
 def num_adapter_parameters(model: Architecture, train: TrainConfig) -> int:
     """Count the parameters of the low-rank adapters: rank x (in + out) for each matrix that gets one."""
     if train.lora is None:
@@ -222,10 +241,18 @@ def _gathered(model: Architecture, train: TrainConfig) -> int:
 def _rollouts(model: Architecture, train: TrainConfig, prompt: int) -> int:
     if not isinstance(train.engine, TransformersEngineConfig):
         return 0
-    size = BFLOAT16 if train.dtype == "bfloat16" else FLOAT32
     rows = train.rows_per_rank * train.updates_per_rollout
     rows = min(rows, train.engine.batch_size or rows)
-    cache = rows * (prompt + train.max_completion_tokens) * 2 * model.num_layers * model.key_value_size * size
+    return _generation(model, rows, prompt, train.max_completion_tokens, train.dtype)
+
+
+def _generation(
+    model: Architecture, rows: int, prompt: int, completion: int, dtype: str, *, cuts_nucleus: bool = False
+) -> int:
+    """Bytes of transformers' ``generate`` beside the weights, drawing as :func:`progrpo.generation.keyed.draw` does."""
+    size = BFLOAT16 if dtype == "bfloat16" else FLOAT32
+    cache = rows * (prompt + completion) * 2 * model.num_layers * model.key_value_size * size
     prefill = rows * prompt * (size * (model.hidden_size + 3 * model.intermediate_size) + prompt * size)
-    logits = rows * model.vocab_size * FLOAT32 * 4  # the last token's, a copy, tempered, as probabilities
+    # The last token's logits and a copy, log-probabilities; mass and cumulated mass in float64; to cut, both sorted.
+    logits = rows * model.vocab_size * (3 * FLOAT32 + 2 * FLOAT64 + (4 * FLOAT64 if cuts_nucleus else 0))
     return cache + cache // model.num_layers + max(prefill, logits)  # a layer's cache is copied as it grows

@@ -107,9 +107,7 @@ def _relayed(path: Path, num_steps: int, sinks: Sequence[MetricSink], progress: 
         thread.join()
 
 
-def _pass_on(
-    path: Path, offset: int, num_steps: int, sinks: Sequence[MetricSink], progress: Progress | None
-) -> int:
+def _pass_on(path: Path, offset: int, num_steps: int, sinks: Sequence[MetricSink], progress: Progress | None) -> int:
     """Pass on the whole lines behind ``offset``, in bytes; return where they end."""
     if not path.exists():
         return offset

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from progrpo.checkpoints.architecture import Architecture, matches, read_architecture
 from progrpo.config import Arm, KLCov, PassK, ProGRPO, TrainConfig, VLLMEngineConfig, method_of
 from progrpo.errors import CheckpointError, ConfigError, DataError, ProGRPOError
-from progrpo.training.advice import Run, advise, gigabytes
+from progrpo.training.advice import Run, advise, readable_size
 from progrpo.training.devices import device_bytes as memory_of
 from progrpo.training.estimate import MemoryEstimate
 
@@ -116,7 +116,8 @@ def preflight(
         with findings.collected():
             tokenizer = load_tokenizer(checkpoint)
             used = [*problems, *heldout[: train.heldout.num_problems if train.heldout else 0]]
-            longest = check_prompts(checkpoint, tokenizer, model, train, used) if used else None
+            if used:
+                longest = max(map(len, check_prompts(checkpoint, tokenizer, model, train, used)))
         with findings.collected():
             device = resolve_device(train.device)
             available = device_bytes or memory_of(device)
@@ -211,6 +212,11 @@ def _check_arm(arm: Arm, train: TrainConfig, findings: Findings) -> None:
             f"arm {arm.name}: k = {algorithm.k} of Pass@k training is above train.group_size {train.group_size}: no "
             f"group has k completions. Lower k or raise group_size.",
         )
+    if isinstance(algorithm, PassK) and method.overlong_penalty is not None:
+        findings.error(
+            f"arm {arm.name}: Pass@k training is defined on right and wrong, but overlong_penalty lowers rewards. "
+            f"Leave the penalty out, of train or of the arm, or use another algorithm.",
+        )
     if (
         isinstance(algorithm, ProGRPO)
         and algorithm.prompt_confidence == "group_mean"
@@ -301,10 +307,12 @@ def check_memory(
         model: from what.
         findings: gets the estimates; an error if weights, gradients and optimizer alone do not fit, a warning if the
             peak does not.
-        device_bytes: None: not known, nothing is compared.
+        device_bytes: of a GPU, or of the machine that all ranks share; None: not known, nothing is compared.
         on_gpu: whether the device is one.
         prompt_tokens: of the longest prompt; None: ``max_prompt_tokens``.
     """
+    if device_bytes is not None and not on_gpu:
+        device_bytes //= train.distributed.num_processes  # the ranks share the machine
     for arm in arms:
         run = Run(model, train, arm, on_gpu, prompt_tokens, device_bytes or 0)
         findings.estimates[arm.name] = estimate = run.estimate()
@@ -313,14 +321,14 @@ def check_memory(
         _check_vllm_share(model, train, findings, device_bytes)
         if estimate.certain > device_bytes:
             findings.error(
-                f"arm {arm.name}: weights, gradients and optimizer alone take {gigabytes(estimate.certain)} on each "
-                f"rank, and its device has {gigabytes(device_bytes)}. {_advice(run)}",
+                f"arm {arm.name}: weights, gradients and optimizer alone take {readable_size(estimate.certain)} on "
+                f"each rank, and its device has {readable_size(device_bytes)}. {_advice(run)}",
             )
         elif estimate.peak > device_bytes:
             part, size = next(iter(estimate.parts.items()))
             findings.warn(
-                f"arm {arm.name}: about {gigabytes(estimate.peak)} are needed on each rank, most for {part} "
-                f"({gigabytes(size)}), and its device has {gigabytes(device_bytes)}. {_advice(run)}"
+                f"arm {arm.name}: about {readable_size(estimate.peak)} are needed on each rank, most for {part} "
+                f"({readable_size(size)}), and its device has {readable_size(device_bytes)}. {_advice(run)}"
             )
 
 
@@ -335,8 +343,8 @@ def _check_vllm_share(model: Architecture, train: TrainConfig, findings: Finding
     share, weights = engine.memory_frac * device_bytes, 2 * model.num_parameters / engine.tensor_parallel
     if weights > share:
         findings.error(
-            f"train.engine.memory_frac {engine.memory_frac:g} gives vLLM {gigabytes(int(share))} of each device, but "
-            f"its copy of the weights alone takes {gigabytes(int(weights))} in 16 bits. Raise memory_frac above "
+            f"train.engine.memory_frac {engine.memory_frac:g} gives vLLM {readable_size(int(share))} of each device, "
+            f"but its copy of the weights alone takes {readable_size(int(weights))} in 16 bits. Raise it above "
             f"{weights / device_bytes:.2f}, or tensor_parallel.",
         )
 
@@ -347,11 +355,8 @@ def check_prompts(
     model: Architecture,
     train: TrainConfig,
     problems: Sequence[Problem],
-) -> int:
-    """Check the prompts' lengths and token ids, and that a completion can end.
-
-    Returns:
-        Tokens of the longest prompt.
+) -> list[list[int]]:
+    """Render the prompts; check their lengths and token ids, and that a completion can end.
 
     Raises:
         DataError, ConfigError, CheckpointError: what does not fit.
@@ -366,7 +371,7 @@ def check_prompts(
             f"{checkpoint}: its tokenizer gives token {largest}, but the embedding has {model.vocab_size} rows. "
             f"Tokenizer and weights are of different models: save both from one."
         )
-    return max(map(len, prompts))
+    return prompts
 
 
 def check_lengths(

@@ -158,7 +158,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         table = self._trainer.gather_rollouts()
         if self._trainer.accelerator.is_main_process:
             path = self._output / "rollouts" / f"step_{step:05d}.parquet"
-            write_rollouts(path, {"step": [step] * len(table["place"]), **table})
+            write_rollouts(path, {"step": [step] * len(table["group"]), **table})
             if self._resume is not None:
                 self._resume.share(path)
 

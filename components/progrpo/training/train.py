@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from progrpo.checkpoints.importer import write_checkpoint
-from progrpo.checkpoints.loading import eos_token_ids, load_model, load_tokenizer
-from progrpo.config import Arm, CheckpointingConfig, TrainConfig
+from progrpo.checkpoints.loading import eos_token_ids, load_model, load_tokenizer, render_prompts
+from progrpo.config import Arm, CheckpointingConfig, TrainConfig, TransformersEngineConfig
 from progrpo.data.dataset import load_problems
 from progrpo.environment import describe_hardware, library_versions, resolve_device
-from progrpo.errors import DataError, StorageError, TrainingError
+from progrpo.errors import StorageError, TrainingError
 from progrpo.manifest import Manifest, read_manifest, write_manifest
 from progrpo.metrics import JsonlSink, MetricSink, Progress
-from progrpo.training.preflight import check_configuration, check_lengths
+from progrpo.training.distributed import full_weights
+from progrpo.training.preflight import preflight
 
 if TYPE_CHECKING:
     import torch
@@ -67,8 +68,6 @@ def train(
         "dataset": read_manifest(dataset, "dataset").digest,
         "checkpoint": read_manifest(checkpoint, "checkpoint").digest,
     }
-    problems = load_problems(dataset, "train")
-    check_configuration(arm, config, len(problems))
     if output.exists() and any(output.iterdir()):
         raise StorageError(f"{output} is not empty: a training run needs a directory of its own. Give another one.")
 
@@ -78,17 +77,19 @@ def train(
     from progrpo.training.build import build_trainer
     from progrpo.training.recorder import METRICS, Recorder, Stopped
 
+    preflight([arm], config, dataset=dataset, checkpoint=checkpoint).log_and_raise()
     device = resolve_device(config.device)
     torch.set_num_threads(config.num_threads)
+    problems = load_problems(dataset, "train")
     tokenizer = load_tokenizer(checkpoint)
-    prompts = check_lengths(checkpoint, tokenizer, config, problems)
+    prompts = render_prompts(tokenizer, problems)
     # Weights are float32 whatever the arithmetic: a bfloat16 weight would swallow updates at a learning rate of 1e-6.
     model = load_model(checkpoint, torch.float32)
     generation_config = model.generation_config
     prepare_model(model, tokenizer, eos_token_ids(checkpoint, model, tokenizer))
 
     trainer = build_trainer(arm, seed, config, model, tokenizer, problems, prompts, output)
-    heldout = open_heldout(trainer, config, dataset, checkpoint)
+    heldout = open_heldout(trainer, config, dataset)
     is_first = trainer.accelerator.is_main_process
     with ExitStack() as stack:
         if is_first:
@@ -113,9 +114,11 @@ def train(
             raise SystemExit(128 + stopped.signum) from None
 
     source = f"{arm.name}, seed {seed}, {trainer.state.global_step} steps"
-    write_trained(trainer, tokenizer, generation_config, output, source=source, inputs=inputs)
+    policy = trained_policy(trainer, config, checkpoint)
     if not is_first:
-        return read_manifest(output, "training", verify=False)
+        return Manifest(kind="training", inputs=inputs)
+    policy.generation_config = generation_config  # whoever serves the checkpoint gets the settings it came with
+    write_policy(policy, tokenizer, output, source=source, inputs=inputs)
     return write_manifest(
         output,
         "training",
@@ -151,25 +154,14 @@ def prepare_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eo
                 setattr(module, name, 0.0)
 
 
-def open_heldout(trainer: PolicyTrainer, config: TrainConfig, dataset: Path, checkpoint: Path) -> Heldout | None:
-    """Return what measures the held-out problems, if anything does.
-
-    Raises:
-        DataError: fewer held-out problems than it wants, or a prompt that does not fit.
-    """
+def open_heldout(trainer: PolicyTrainer, config: TrainConfig, dataset: Path) -> Heldout | None:
+    """Return what measures the held-out problems, if anything does."""
     if config.heldout is None:
         return None
-    problems = load_problems(dataset, "eval")
-    if len(problems) < config.heldout.num_problems:
-        raise DataError(
-            f"train.heldout.num_problems is {config.heldout.num_problems}, but the dataset has {len(problems)} "
-            f"held-out problems. Lower it, or hold out more."
-        )
     from progrpo.training.heldout import Heldout
 
-    problems = problems[: config.heldout.num_problems]
-    prompts = check_lengths(checkpoint, trainer.processing_class, config, problems)
-    return Heldout(trainer, config.heldout, problems, prompts)
+    problems = load_problems(dataset, "eval")[: config.heldout.num_problems]
+    return Heldout(trainer, config.heldout, problems, render_prompts(trainer.processing_class, problems))
 
 
 def open_store(config: CheckpointingConfig, arm: Arm, seed: int, run_id: str) -> StateStore:
@@ -180,21 +172,34 @@ def open_store(config: CheckpointingConfig, arm: Arm, seed: int, run_id: str) ->
     return StateStore(place, keep_last=config.keep_last, keep_best=config.keep_best)
 
 
-def write_trained(
-    trainer: PolicyTrainer,
-    tokenizer: PreTrainedTokenizerBase,
-    generation_config: Any,
-    output: Path,
-    *,
-    source: str,
-    inputs: Mapping[str, str],
-) -> None:
-    """Write the trained weights as a checkpoint artifact, adapters merged and beside it; every rank must call it."""
+def trained_policy(trainer: PolicyTrainer, config: TrainConfig, checkpoint: Path) -> Any:
+    """Return the trained policy, whole, adapters not merged; every rank must call it, and the first one's counts."""
     policy = trainer.accelerator.unwrap_model(trainer.model)
-    if trainer.lora:
+    if not trainer.is_fsdp_enabled:
+        return policy
+    import torch
+
+    weights = full_weights(trainer)
+    if trainer.accelerator.is_main_process:
+        policy = load_model(checkpoint, torch.float32)
+        if config.lora is not None:
+            from peft import get_peft_model
+
+            from progrpo.training.build import lora_config
+
+            policy = get_peft_model(policy, lora_config(config.lora))
+        policy.load_state_dict(weights)
+    return policy
+
+
+def write_policy(
+    policy: Any, tokenizer: PreTrainedTokenizerBase, output: Path, *, source: str, inputs: Mapping[str, str]
+) -> None:
+    """Write a policy as a checkpoint artifact; adapters are merged into it, and kept beside it."""
+    if hasattr(policy, "merge_and_unload"):
+        policy.peft_config["default"].base_model_name_or_path = ""  # a path of this machine
         policy.save_pretrained(output / "adapter")
         policy = policy.merge_and_unload()
-    policy.generation_config = generation_config  # whoever serves the checkpoint gets the settings it came with
     write_checkpoint(policy, tokenizer, output / "checkpoint", source=source, inputs=inputs)
 
 
@@ -210,7 +215,16 @@ def explained_memory_errors(trainer: PolicyTrainer, config: TrainConfig, device:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         rows = config.micro_batch_size or config.rows_per_rank
+        engine = config.engine
+        knobs = [f"train.micro_batch_size to {max(1, rows // 2)} (now {rows})"]
+        if not config.gradient_checkpointing:
+            knobs.append("train.gradient_checkpointing to true")
+        if isinstance(engine, TransformersEngineConfig):
+            at_once = engine.batch_size or config.rows_per_rank * config.updates_per_rollout
+            knobs.append(f"train.engine.batch_size to {max(1, at_once // 2)} (now {at_once}) if it was sampling")
+        else:
+            knobs.append(f"train.engine.memory_frac to {engine.memory_frac / 2:g} (now {engine.memory_frac:g})")
         raise TrainingError(
             f"out of memory on {describe_hardware(device)} in step {trainer.state.global_step + 1}: {error}. "
-            f"Set train.micro_batch_size to {max(1, rows // 2)} (now {rows}), or train.gradient_checkpointing to true."
+            f"Set {', or '.join(knobs)}. `progrpo plan` shows what takes the memory."
         ) from None

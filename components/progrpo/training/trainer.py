@@ -258,7 +258,7 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         }
         for name, values_B in columns.items():
             self._log(f"arm/{name}", self._mean_over_ranks(values_B))
-            column = self.rollouts.setdefault(name, [float("nan")] * len(self.rollouts["place"]))
+            column = self.rollouts.setdefault(name, [float("nan")] * len(self.rollouts["group"]))
             for row, value in zip(rows["row"].tolist(), values_B.tolist(), strict=True):
                 column[row] = value
         self._log("arm/gated_frac", self._mean_over_ranks(gate_B.float()))
@@ -406,7 +406,7 @@ def _table(batch: Batch) -> dict[str, list[Any]]:
     judgement = batch.judgement
     rows = [(group, number, rollout) for group in batch.groups for number, rollout in enumerate(group.rollouts)]
     return {
-        "place": [group.place for group, _, _ in rows],
+        "group": [group.place for group, _, _ in rows],
         "problem_id": [group.problem.id for group, _, _ in rows],
         "sample": [number for _, number, _ in rows],
         "prompt": ["\n".join(message["content"] for message in group.problem.prompt) for group, _, _ in rows],

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from architectures import QWEN_7B
+from architectures import QWEN_05B, QWEN_7B
 from progrpo.config import (
     GRPO,
     GSPO,
@@ -214,6 +214,18 @@ def test_memory_that_is_enough_or_unknown_is_no_finding():
         found = memory(device, **fits, engine={"type": "transformers", "batch_size": 8})
         assert (found.errors, found.warnings) == ([], [])
         assert found.estimates["arm"].peak > 100 * GB
+
+
+def test_ranks_on_a_cpu_share_its_memory():
+    def found(ranks, device):
+        findings = Findings()
+        train = TrainConfig(**SMALL, distributed={"num_processes": ranks})
+        check_memory([arm()], train, QWEN_05B, findings, device, on_gpu=False, prompt_tokens=64)
+        return findings
+
+    certain = found(1, None).estimates["arm"].certain
+    assert found(1, certain).errors == []
+    assert "weights, gradients and optimizer alone" in text_of(found(2, certain))
 
 
 def test_vllm_needs_room_for_its_own_weights():

@@ -138,7 +138,7 @@ def test_grpo_is_stock_trl_with_several_updates_of_a_batch(make_trainer, ratio):
     ours, stock = make_trainer(GRPO(), **settings), stock_twin(make_trainer(GRPO(), **settings))
     run(ours, stock)
     # Not the same bits: our slices end where their longest completion ends, which changes the order of sums.
-    assert losses(ours) == pytest.approx(losses(stock), rel=1e-4)
+    assert losses(ours) == pytest.approx(losses(stock), rel=1e-4, abs=1e-6)
     for name, weight in weights(stock).items():
         torch.testing.assert_close(weights(ours)[name], weight, rtol=1e-4, atol=1e-5, msg=name)
 
