@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,14 @@ Array = npt.NDArray[np.float64]
 Bounds = tuple[float, float]
 _CHUNK_ELEMENTS = 1 << 20  # weights held at a time, R x P
 _EXTREME_WEIGHT = 2 / 3  # of the pseudo-problem, part 2 of the interval
+
+
+class Bootstrap(TypedDict):
+    """The settings that all functions here share."""
+
+    num_resamples: int
+    level: float
+    seed: int
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ class VLLMEngine:
     def sample(
         self, prompts: Sequence[Sequence[int]], num_samples: int, settings: SamplingSettings, seed: int
     ) -> list[list[Completion]]:
-        """Draw completions; see :meth:`progrpo.generation.engine.Engine.sample`.
+        """Draw completions; see :meth:`complete`; a completion's key is its prompt's place and its number.
 
         Raises:
             DataError: an empty prompt.
@@ -158,7 +158,7 @@ class VLLMEngine:
             self._params(
                 temperature=settings.temperature,
                 top_p=settings.top_p,
-                top_k=0,
+                top_k=settings.top_k,
                 max_tokens=settings.max_tokens,
                 stop_token_ids=self._eos,  # unlike stop strings, they stay in token_ids
                 ignore_eos=True,  # or vLLM adds the EOS tokens of the checkpoint's generation_config
