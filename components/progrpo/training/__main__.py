@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -52,6 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 1
         _record(error)
         raise
+    finally:
+        gc.freeze()  # the collector would go through all of TRL's modules once more as the process ends: 1.3 s
     return 0
 
 

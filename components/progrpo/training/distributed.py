@@ -151,7 +151,8 @@ def load_training_state(trainer: Trainer, state: dict[str, Any] | None) -> None:
 
     Args:
         trainer: with its model and optimizer prepared, as in ``on_train_begin``.
-        state: on the first rank; the others are sent what they need and may pass None.
+        state: on the first rank, used up: later updates may write into its tensors. The others are sent what they need
+            and may pass None.
     """
     from accelerate.utils import broadcast_object_list
     from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
@@ -177,14 +178,19 @@ def _full(**options: bool) -> StateDictOptions:
 def _first_rank_copies(trainer: Trainer, tree: dict[str, Any]) -> dict[str, Any]:
     """Return the tree with its tensors copied on the first rank, an empty one on the others.
 
-    torch returns views of the parameters where nothing had to be gathered, and on every rank those of a CPU.
+    torch hands out the tensors in use where there was nothing to gather or to move: on a CPU all, on a GPU the scalars.
     """
     from torch import Tensor
     from torch.utils._pytree import tree_map_only
 
     if not trainer.accelerator.is_main_process:
         return {}
-    copied: dict[str, Any] = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), tree)
+    in_use = trainer.accelerator.device.type == "cpu"
+
+    def copy(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone() if in_use or tensor.dim() == 0 else tensor
+
+    copied: dict[str, Any] = tree_map_only(Tensor, copy, tree)
     return copied
 
 
