@@ -94,7 +94,7 @@ def _record(error: Exception) -> None:
 
 
 def _die_with_parent() -> None:
-    """Do not outlive a launcher that was killed: torch gives each rank a session of its own, which nothing else ends."""
+    """Do not outlive a launcher that was killed: torch gives each rank a session of its own, nothing else ends it."""
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

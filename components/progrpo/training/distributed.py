@@ -64,7 +64,7 @@ def shard_on_cpu(trainer: Trainer) -> None:
     """Make FSDP2 true on a CPU; call it where the trainer has just made its accelerator.
 
     accelerate 1.15 (``AcceleratorState.__init__``) reads the FSDP plugin for every kind of device but
-    ``DistributedType.MULTI_CPU``, so that ``fsdp=True`` silently becomes DDP there. All that comes after works on a CPU.
+    ``DistributedType.MULTI_CPU``, so that ``fsdp=True`` silently becomes DDP there. What comes after works on a CPU.
     Does nothing on a GPU or without FSDP.
     """
     from accelerate import PartialState
@@ -107,7 +107,7 @@ def gathered_parameters(model: nn.Module) -> Iterator[None]:
             unit.reshard()
 
 
-# --- state ---------------------------------------------------------------------------------------------------------------
+# --- state -----------------------------------------------------------------------------------------------------------
 
 
 def full_weights(trainer: Trainer, *, trained_only: bool = False) -> dict[str, Tensor]:
@@ -162,14 +162,16 @@ def load_training_state(trainer: Trainer, state: dict[str, Any] | None) -> None:
     state = state if state is not None and is_first else {"model": {}, "optimizer": {}, "schedule": None}
     options = _full(broadcast_from_rank0=num_ranks > 1, strict=False)  # frozen weights are not in it
     # The optimizer first: torch makes its state by an update without gradient or learning rate.
-    set_optimizer_state_dict(trainer.model_wrapped, trainer.optimizer.optimizer, dict(state["optimizer"]), options=options)
+    set_optimizer_state_dict(
+        trainer.model_wrapped, trainer.optimizer.optimizer, dict(state["optimizer"]), options=options
+    )
     set_model_state_dict(trainer.model_wrapped, dict(state["model"]), options=options)
     schedule = [state["schedule"]]
     broadcast_object_list(schedule)
     trainer.lr_scheduler.load_state_dict(schedule[0])
 
 
-def _full(**options: bool) -> StateDictOptions:
+def _full(**options: Any) -> StateDictOptions:
     from torch.distributed.checkpoint.state_dict import StateDictOptions
 
     return StateDictOptions(full_state_dict=True, cpu_offload=not options.get("broadcast_from_rank0", False), **options)
@@ -194,7 +196,7 @@ def _first_rank_copies(trainer: Trainer, tree: dict[str, Any]) -> dict[str, Any]
     return copied
 
 
-# --- processes -----------------------------------------------------------------------------------------------------------
+# --- processes -------------------------------------------------------------------------------------------------------
 
 
 def leave_process_group() -> None:

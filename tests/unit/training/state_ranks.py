@@ -101,7 +101,9 @@ def tensors(state):
     """All of a state's tensors by name."""
     optimizer = state["optimizer"].get("state", {})
     flat = {f"model.{name}": value for name, value in state["model"].items()}
-    return flat | {f"optimizer.{name}.{key}": value for name, group in optimizer.items() for key, value in group.items()}
+    return flat | {
+        f"optimizer.{name}.{key}": value for name, group in optimizer.items() for key, value in group.items()
+    }
 
 
 def are_equal(a, b):
@@ -110,7 +112,7 @@ def are_equal(a, b):
 
 
 def samples_agree(trainer):
-    """Whether gathered parameters sample what synced ranks do; each rank another prompt, and gathered another length."""
+    """Whether gathered parameters sample what synced ranks do, each rank with its own prompt and length."""
     rank = trainer.accelerator.process_index
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
     ids = torch.arange(3, 15)[None] + rank

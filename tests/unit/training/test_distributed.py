@@ -52,7 +52,13 @@ def test_one_rank_goes_on_to_the_same_bits(one_rank, name):
 
 @pytest.mark.parametrize(
     ("name", "alone"),
-    [("ddp", "ddp"), ("fsdp2", "ddp"), ("fsdp2-recompute", "ddp"), ("fsdp2-tied", "ddp-tied"), ("fsdp2-lora", "ddp-lora")],
+    [
+        ("ddp", "ddp"),
+        ("fsdp2", "ddp"),
+        ("fsdp2-recompute", "ddp"),
+        ("fsdp2-tied", "ddp-tied"),
+        ("fsdp2-lora", "ddp-lora"),
+    ],
 )
 def test_two_ranks_train_as_one_does(two_ranks, one_rank, name, alone):
     assert two_ranks[0][name]["losses"] == pytest.approx(one_rank[alone]["losses"], rel=1e-5)
