@@ -161,9 +161,7 @@ def load_training_state(trainer: Trainer, state: dict[str, Any] | None) -> None:
     state = state if state is not None and is_first else {"model": {}, "optimizer": {}, "schedule": None}
     options = _full(broadcast_from_rank0=num_ranks > 1, strict=False)  # frozen weights are not in it
     # The optimizer first: torch makes its state by an update without gradient or learning rate.
-    set_optimizer_state_dict(
-        trainer.model_wrapped, trainer.optimizer.optimizer, dict(state["optimizer"]), options=options
-    )
+    set_optimizer_state_dict(trainer.model_wrapped, trainer.optimizer.optimizer, dict(state["optimizer"]), options=options)
     set_model_state_dict(trainer.model_wrapped, dict(state["model"]), options=options)
     schedule = [state["schedule"]]
     broadcast_object_list(schedule)

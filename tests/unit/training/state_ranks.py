@@ -105,9 +105,7 @@ def tensors(state):
     """All of a state's tensors by name."""
     optimizer = state["optimizer"]["state"]
     flat = {f"model.{name}": value for name, value in state["model"].items()}
-    return flat | {
-        f"optimizer.{name}.{key}": value for name, group in optimizer.items() for key, value in group.items()
-    }
+    return flat | {f"optimizer.{name}.{key}": value for name, group in optimizer.items() for key, value in group.items()}
 
 
 def is_equal(a, b):
