@@ -36,7 +36,6 @@ T = TypeVar("T")
 
 DEFAULT_LIMIT = 20
 _MIN_WIDTH = 5
-_TEXTS = {"problem_id": "problem", "prompt": "prompt", "completion": "completion"}
 _NUMBERS = {
     "reward": "reward",
     "overlong_penalty": "penalty",
@@ -45,7 +44,6 @@ _NUMBERS = {
     "prompt_confidence": "c(q)",
     "answer_confidence": "c(o|q)",
     "num_tokens": "tokens",
-    "mean_logprob": "mean logprob",
 }
 
 
@@ -118,16 +116,16 @@ def _show_rollouts(rows: Sequence[Row], name: str, steps: Sequence[int], view: V
     table = Table(title=escape(title), show_lines=True)
     if len(steps) > 1:
         table.add_column("step", justify="right")
-    for heading in _TEXTS.values():
-        table.add_column(heading, overflow="fold")
-    table.add_column("right")
-    numbers = [column for column in _NUMBERS if column in names]
+    for heading in ("problem", "completion"):
+        table.add_column(heading, overflow="fold", min_width=16)
+    table.add_column("right", no_wrap=True)
+    numbers = [column for column in _NUMBERS if column in names and any(row.get(column) for row in shown)]
     for column in numbers:
         table.add_column(_NUMBERS[column], justify="right", no_wrap=True)
     for row in shown:
         cells = [str(row["step"])] if len(steps) > 1 else []
-        cells += [escape(cut(row[column], view.width)) for column in _TEXTS]
-        cells.append(("yes" if is_correct(row) else "no") if is_scored(row) else "not scored")
+        cells += [_problem(row["problem_id"], row["prompt"], view), escape(cut(row["completion"], view.width))]
+        cells.append(("yes" if is_correct(row) else "no") if is_scored(row) else "?")
         table.add_row(*cells, *(_number(row.get(column)) for column in numbers))
     return table
 
@@ -151,7 +149,7 @@ def _show_differences(
     for item in shown:
         sides = (item.left, item.right)
         table.add_row(
-            escape(f"{cut(item.problem_id, view.width)}\n{cut(item.prompt, view.width)}"),
+            _problem(item.problem_id, item.prompt, view),
             " | ".join(_share(side) for side in sides),
             " | ".join(str(side.num_distinct) for side in sides),
             " | ".join(str(side.num_distinct_correct) for side in sides),
@@ -159,6 +157,10 @@ def _show_differences(
             *(escape(cut(side.example, view.width)) for side in sides),
         )
     return table
+
+
+def _problem(problem_id: str, prompt: str, view: View) -> str:
+    return escape(f"{cut(problem_id, view.width)}\n{cut(prompt, view.width)}")
 
 
 def _flat(item: Difference) -> Row:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from progrpo.checkpoints.architecture import Architecture
 from progrpo.config import Arm, EvaluateConfig, TrainConfig, TransformersEngineConfig, VLLMEngineConfig, method_of
 
-FLOAT32, BFLOAT16 = 4, 2
+FLOAT64, FLOAT32, BFLOAT16 = 8, 4, 2
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_8bit": 2}
 """Of a trained parameter: AdamW keeps two moments, each in float32 or in 8 bits."""
 TILE_TOKENS, TILE_VOCAB = 4096, 32768  # of TRL 1.16's fused LM head: trl/kernels/chunked_logprob.py, trainer/utils.py
@@ -164,7 +164,12 @@ def estimate_evaluation(
     return {
         "weights": size * model.num_parameters,
         "rollouts": _generation(
-            model, evaluation.batch_size, prompt_tokens, evaluation.max_completion_tokens, evaluation.dtype
+            model,
+            evaluation.batch_size,
+            prompt_tokens,
+            evaluation.max_completion_tokens,
+            evaluation.dtype,
+            cuts_nucleus=evaluation.top_p < 1,
         ),
         "runtime": RUNTIME_GPU if on_gpu else RUNTIME_CPU,
     }
@@ -241,10 +246,13 @@ def _rollouts(model: Architecture, train: TrainConfig, prompt: int) -> int:
     return _generation(model, rows, prompt, train.max_completion_tokens, train.dtype)
 
 
-def _generation(model: Architecture, rows: int, prompt: int, completion: int, dtype: str) -> int:
-    """Bytes of transformers' ``generate`` beside the weights."""
+def _generation(
+    model: Architecture, rows: int, prompt: int, completion: int, dtype: str, *, cuts_nucleus: bool = False
+) -> int:
+    """Bytes of transformers' ``generate`` beside the weights, drawing as :func:`progrpo.generation.keyed.draw` does."""
     size = BFLOAT16 if dtype == "bfloat16" else FLOAT32
     cache = rows * (prompt + completion) * 2 * model.num_layers * model.key_value_size * size
     prefill = rows * prompt * (size * (model.hidden_size + 3 * model.intermediate_size) + prompt * size)
-    logits = rows * model.vocab_size * FLOAT32 * 4  # the last token's, a copy, tempered, as probabilities
+    # The last token's logits and a copy, log-probabilities; mass and cumulated mass in float64; to cut, both sorted.
+    logits = rows * model.vocab_size * (3 * FLOAT32 + 2 * FLOAT64 + (4 * FLOAT64 if cuts_nucleus else 0))
     return cache + cache // model.num_layers + max(prefill, logits)  # a layer's cache is copied as it grows

@@ -69,7 +69,7 @@ def show_json(arguments, capsys):
 def test_the_last_step_is_shown_with_arm_and_counts(run, capsys):
     out = show([run], capsys)
     assert "grpo, seed 3, step 10: 6 of 6 rollouts" in out
-    for words in ("prompt of a", "2*1", "advantage", "not scored", "-0.500"):
+    for words in ("prompt of a", "2*1", "advantage", " ? ", "-0.500"):
         assert words in out
     for absent in ("ARM term", "c(q)", "tokens"):
         assert absent not in out  # columns that the file does not have
