@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from progrpo.comparison.checks import PROTOCOL_KEYS, check_comparable, check_trainings, find_warnings
+from progrpo.comparison.checks import (
+    check_comparable,
+    check_trainings,
+    find_warnings,
+    protocol_differences,
+    shared_protocol,
+)
+from progrpo.comparison.gate import check_gate, judge
 from progrpo.comparison.pngs import write_pngs
 from progrpo.comparison.report import render_report
-from progrpo.comparison.result import COMPARISON_NAME, Comparison
+from progrpo.comparison.result import COMPARISON_NAME, GATE_NAME, Comparison
 from progrpo.comparison.sources import Evaluation, Training, read_evaluation, read_training
 from progrpo.comparison.statistics import estimate_arm, subtract
 from progrpo.config import START, CompareConfig
@@ -32,7 +39,7 @@ def compare(
         config: the baseline, and how intervals are made.
         evaluations: evaluation artifacts, one an arm and seed; one may be of the checkpoint before training.
         trainings: the training runs behind them, for curves and configurations; may be empty or incomplete.
-        output: written: comparison.json, report.html, plots/*.png and, last, manifest.json.
+        output: written: comparison.json, report.html, plots/*.png, with a gate gate.json and, last, manifest.json.
         progress: told how many arms are estimated.
 
     Raises:
@@ -44,12 +51,17 @@ def compare(
     by_run = check_trainings(runs)
     check_comparable(read, config.baseline)
     by_arm = _group(read, config.baseline)
+    if config.gate is not None:
+        check_gate(config.gate, by_arm)
 
     comparison = _estimate(config, by_arm, by_run, progress or Progress())
 
     output.mkdir(parents=True, exist_ok=True)
     (output / MANIFEST_NAME).unlink(missing_ok=True)  # an earlier result is no longer whole from here on
     (output / COMPARISON_NAME).write_text(comparison.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (output / GATE_NAME).unlink(missing_ok=True)
+    if comparison.gate is not None:
+        (output / GATE_NAME).write_text(comparison.gate.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (output / REPORT_NAME).write_text(render_report(comparison, by_arm, runs), encoding="utf-8")
     for stale in (output / "plots").glob("*.png"):
         stale.unlink()
@@ -64,7 +76,8 @@ def compare(
         metadata={
             "arms": [arm.name for arm in comparison.arms],
             "num_problems": comparison.num_problems,
-            "num_warnings": len(comparison.warnings),
+            "num_warnings": len(comparison.warnings) + len(comparison.protocol_differences),
+            "gate": comparison.gate.outcome if comparison.gate is not None else "none",
         },
     )
 
@@ -91,6 +104,7 @@ def _estimate(
         progress.update(len(arms), len(by_arm))
     metrics = list(arms[0].metrics)
     baseline = by_arm[config.baseline]
+    differing = protocol_differences(everything)
     return Comparison(
         baseline=config.baseline,
         level=config.level,
@@ -99,7 +113,8 @@ def _estimate(
         num_problems=len(everything[0].problem_ids),
         num_samples=first.num_samples,
         ks=tuple(ks),
-        protocol={key: first.protocol.get(key) for key in PROTOCOL_KEYS},
+        protocol=shared_protocol(everything),
+        protocol_differences=tuple(differing),
         arms=tuple(arms),
         differences=tuple(
             subtract(by_arm[arm], baseline, metrics, config)
@@ -107,4 +122,5 @@ def _estimate(
             if arm != config.baseline
         ),
         warnings=tuple(find_warnings(everything, trainings)),
+        gate=judge(config, by_arm, ["the arms were measured in different ways"] if differing else []),
     )

@@ -12,6 +12,7 @@ from typing import Any
 from progrpo.comparison import charts, tables
 from progrpo.comparison.checks import flatten
 from progrpo.comparison.examples import find_examples
+from progrpo.comparison.gate import rule_text
 from progrpo.comparison.palette import looks
 from progrpo.comparison.result import ArmResult, Comparison
 from progrpo.comparison.sources import Evaluation, Training
@@ -54,7 +55,7 @@ def render_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(tables=tables)
+    environment.globals.update(tables=tables, rule_text=rule_text)
     scripts = {"plotly_js": get_plotlyjs(), "report_js": _template_text("report.js")}
     for name, text in scripts.items():
         assert "</script" not in text.lower(), f"{name} cannot be put into a page"
@@ -77,7 +78,7 @@ def render_report(
         trained=trained,
         algorithm_rows=config_rows([arm.algorithm or {} for arm in trained]),
         train_rows=config_rows([arm.train or {} for arm in trained]),
-        protocol=flatten(comparison.protocol),
+        protocol=comparison.protocol,
         evaluation_rows=_evaluation_rows(evaluations),
         versions=_versions(comparison.arms),
         css=Markup(_template_text("report.css")),  # noqa: S704 - our own file

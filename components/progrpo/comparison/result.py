@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from progrpo import __version__
+from progrpo.config import Outcome
 from progrpo.errors import ComparisonError
 from progrpo.manifest import read_manifest
 from progrpo.metrics import pass_at
 
-COMPARISON_NAME = "comparison.json"
+COMPARISON_NAME, GATE_NAME = "comparison.json", "gate.json"
 SCHEMA_VERSION = 1
 
 
@@ -87,6 +88,36 @@ class ArmDifference(_Frozen):
     metrics: dict[str, Difference]
 
 
+class RuleResult(_Frozen):
+    """One rule of the promotion gate, judged on an interval."""
+
+    metric: str
+    against: str
+    relation: Literal["better", "not_worse", "keeps"]
+    fraction: float = Field(description="of against's value that is subtracted; 1 unless the relation is keeps")
+    threshold: float = Field(description="what the contrast is held against, in the metric's unit")
+    candidate_value: float
+    against_value: float
+    contrast: Estimate = Field(description="candidate - fraction x against, paired by problem")
+    outcome: Literal["holds", "fails", "not_resolved"]
+    reason: str
+
+
+class GateResult(_Frozen):
+    """What the promotion gate decided, and why."""
+
+    candidate: str
+    outcome: Outcome
+    reason: str
+    level: float = Field(description="of the rules' intervals")
+    rules: tuple[RuleResult, ...]
+    obstacles: tuple[str, ...] = Field(description="why nothing may be promoted whatever the rules say")
+    model: str = Field(description="registered model")
+    fail_on: tuple[str, ...] = Field(description="outcomes on which the promote step fails")
+    seed: int = Field(description="training seed whose checkpoint is registered")
+    checkpoint_digest: str
+
+
 class Comparison(_Frozen):
     """Every number of a comparison, and where it comes from."""
 
@@ -99,10 +130,12 @@ class Comparison(_Frozen):
     num_problems: int
     num_samples: int
     ks: tuple[int, ...]
-    protocol: dict[str, Any] = Field(description="how every evaluation was sampled and verified")
+    protocol: dict[str, Any] = Field(description="how every evaluation was sampled and verified; dotted keys")
+    protocol_differences: tuple[str, ...] = Field(description="ways in which evaluations measured differently")
     arms: tuple[ArmResult, ...] = Field(description="start first, then the baseline, then the others by name")
     differences: tuple[ArmDifference, ...]
     warnings: tuple[str, ...]
+    gate: GateResult | None = Field(None, description="None: no rules were given")
 
     def arm(self, name: str) -> ArmResult:
         """Return the arm called ``name``."""

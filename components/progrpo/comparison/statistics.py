@@ -116,30 +116,41 @@ def _estimate(evaluations: Sequence[Evaluation], name: str, config: CompareConfi
     return Estimate(value=interval.value, low=interval.low, high=interval.high)
 
 
-def _difference(
-    arm: Sequence[Evaluation], baseline: Sequence[Evaluation], name: str, config: CompareConfig
-) -> Difference:
+def contrast(
+    arm: Sequence[Evaluation], other: Sequence[Evaluation], name: str, config: CompareConfig, *, fraction: float = 1.0
+) -> Estimate:
+    """Estimate ``arm - fraction x other`` of one metric, paired by problem.
+
+    With a fraction below 1 this asks how much of the other's value the arm keeps, without dividing by an estimate that
+    may be near 0.
+    """
+    others = [metric_parts(evaluation, name) for evaluation in other]
     interval = bootstrap_difference(
         [metric_parts(evaluation, name) for evaluation in arm],
-        [metric_parts(evaluation, name) for evaluation in baseline],
+        [(fraction * numerators, denominators) for numerators, denominators in others],
         num_resamples=config.num_resamples,
         level=config.level,
         seed=config.seed,
     )
-    return Difference(
-        value=interval.value,
-        low=interval.low,
-        high=interval.high,
-        resolved=interval.low > 0 or interval.high < 0,
-    )
+    return Estimate(value=interval.value, low=interval.low, high=interval.high)
+
+
+def _difference(
+    arm: Sequence[Evaluation], baseline: Sequence[Evaluation], name: str, config: CompareConfig
+) -> Difference:
+    estimate = contrast(arm, baseline, name, config)
+    return Difference(**estimate.model_dump(), resolved=estimate.low > 0 or estimate.high < 0)
+
+
+def point_estimate(evaluations: Sequence[Evaluation], name: str) -> float:
+    """Return the value of a metric, pooled over the seeds of an arm."""
+    parts = [metric_parts(evaluation, name) for evaluation in evaluations]
+    total = sum(len(numerators) if denominators is None else denominators.sum() for numerators, denominators in parts)
+    return float(sum(numerators.sum() for numerators, _ in parts) / total)
 
 
 def _seed_result(evaluation: Evaluation, training: Training | None, metrics: Sequence[str]) -> SeedResult:
-    values = {}
-    for name in metrics:
-        numerators, denominators = metric_parts(evaluation, name)
-        total = len(numerators) if denominators is None else denominators.sum()
-        values[name] = float(numerators.sum() / total)
+    values = {name: point_estimate([evaluation], name) for name in metrics}
     summary = evaluation.summary
     metadata = training.metadata if training is not None else {}
     train_wall_time_s = summary.train_wall_time_s

@@ -72,25 +72,30 @@ def headline_sentences(comparison: Comparison) -> list[str]:
     """
     names = [*map(pass_at, sorted({comparison.ks[0], comparison.ks[-1]})), "eval/entropy"]
     sentences = []
+    alarm = "NOT COMPARABLE, measured in different ways: " if comparison.protocol_differences else ""
     for difference in comparison.differences:
         if difference.arm == START and len(comparison.differences) > 1:
             continue
         parts = [_difference_phrase(name, difference.metrics[name]) for name in names]
-        sentences.append(f"{difference.arm} minus {comparison.baseline}: {'; '.join(parts)}.")
+        sentences.append(f"{alarm}{difference.arm} minus {comparison.baseline}: {'; '.join(parts)}.")
     return sentences or [f"{comparison.baseline} is the only arm; there is nothing to compare it with."]
 
 
 def _difference_phrase(name: str, difference: Difference) -> str:
     cell = difference_cell(name, difference)
-    unit = " points" if name.startswith(_PERCENT) else " nats"
     outcome = RESOLVED if difference.resolved else f"{NOT_RESOLVED} (the interval includes 0)"
-    return f"{name.removeprefix('eval/').replace('pass_at_', 'pass@')} {cell.value}{unit} {cell.interval}, {outcome}"
+    return f"{name.removeprefix('eval/').replace('pass_at_', 'pass@')} {cell.value} {unit(name)} {cell.interval}, {outcome}"
 
 
 def markdown_summary(comparison: Comparison) -> str:
     """Return headline, warnings and both tables in Markdown, for a README or a model card."""
     lines = [f"**{sentence}**" for sentence in headline_sentences(comparison)]
-    lines += ["", *(f"> Warning: {_escape(warning)}" for warning in comparison.warnings)]
+    alarms = [f"The arms were measured in different ways: {text}." for text in comparison.protocol_differences]
+    lines += ["", *(f"> Warning: {_escape(text)}" for text in (*alarms, *comparison.warnings))]
+    if comparison.gate is not None:
+        lines += ["", f"Gate: **{outcome_words(comparison.gate.outcome)}** {comparison.gate.candidate}", ""]
+        lines += [f"- {_escape(obstacle)}" for obstacle in comparison.gate.obstacles]
+        lines += [f"- {outcome_words(rule.outcome)}: {_escape(rule.reason)}" for rule in comparison.gate.rules]
     columns = ["Arm", *headline_columns(comparison)]
     rows = [[row.arm, *map(str, row.cells)] for row in headline_table(comparison)]
     lines += ["", *_markdown_table(columns, rows)]
@@ -123,6 +128,11 @@ def _escape(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
+def outcome_words(outcome: str) -> str:
+    """Return the outcome of a gate or of a rule as people read it: "not resolved"."""
+    return outcome.replace("_", " ")
+
+
 def verdict(difference: Difference) -> str:
     """Return "resolved" or "not resolved"."""
     return RESOLVED if difference.resolved else NOT_RESOLVED
@@ -153,10 +163,21 @@ def estimate_cell(name: str, estimate: Estimate) -> Cell:
 
 def difference_cell(name: str, difference: Difference) -> Cell:
     """Format a difference with its sign; of fractions, in percentage points."""
-    scale, digits = _scale(name)
-    numbers = (difference.value, difference.low, difference.high)
-    value, low, high = (signed(scale * each, digits) for each in numbers)
+    value, low, high = (signed_number(name, each) for each in (difference.value, difference.low, difference.high))
     return Cell(value, f"[{low}, {high}]")
+
+
+def signed_number(name: str, value: float, *, extra_digits: int = 0) -> str:
+    """Format a difference of a metric alone, with its sign."""
+    scale, digits = _scale(name)
+    return signed(scale * value, digits + extra_digits)
+
+
+def unit(name: str) -> str:
+    """Return the unit of a difference of a metric; empty for a count."""
+    if name.startswith(_PERCENT):
+        return "points"
+    return "nats" if "(nats)" in label(name) else ""
 
 
 def signed(value: float, digits: int) -> str:
