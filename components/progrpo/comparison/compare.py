@@ -12,17 +12,19 @@ from progrpo.comparison.checks import (
     protocol_differences,
     shared_protocol,
 )
+from progrpo.comparison.exports import csv_table, latex_table
 from progrpo.comparison.gate import check_gate, judge
 from progrpo.comparison.pngs import write_pngs
 from progrpo.comparison.report import render_report
-from progrpo.comparison.result import COMPARISON_NAME, GATE_NAME, Comparison
+from progrpo.comparison.result import COMPARISON_NAME, GATE_NAME, ArmDifference, Comparison
 from progrpo.comparison.sources import Evaluation, Training, read_evaluation, read_training
 from progrpo.comparison.statistics import estimate_arm, subtract
+from progrpo.comparison.tables import markdown_summary
 from progrpo.config import START, CompareConfig
 from progrpo.manifest import MANIFEST_NAME, Manifest, write_manifest
-from progrpo.metrics import Progress
+from progrpo.metrics import Progress, pass_at
 
-REPORT_NAME = "report.html"
+REPORT_NAME, SUMMARY_NAME = "report.html", "summary.md"
 
 
 def compare(
@@ -39,7 +41,8 @@ def compare(
         config: the baseline, and how intervals are made.
         evaluations: evaluation artifacts, one an arm and seed; one may be of the checkpoint before training.
         trainings: the training runs behind them, for curves and configurations; may be empty or incomplete.
-        output: written: comparison.json, report.html, plots/*.png, with a gate gate.json and, last, manifest.json.
+        output: written: comparison.json, report.html, summary.md, table.csv, table.tex, plots/*.png, with a gate
+            gate.json and, last, manifest.json.
         progress: told how many arms are estimated.
 
     Raises:
@@ -62,6 +65,9 @@ def compare(
     (output / GATE_NAME).unlink(missing_ok=True)
     if comparison.gate is not None:
         (output / GATE_NAME).write_text(comparison.gate.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (output / SUMMARY_NAME).write_text(markdown_summary(comparison), encoding="utf-8")
+    (output / "table.csv").write_text(csv_table(comparison), encoding="utf-8")
+    (output / "table.tex").write_text(latex_table(comparison), encoding="utf-8")
     (output / REPORT_NAME).write_text(render_report(comparison, by_arm, runs), encoding="utf-8")
     for stale in (output / "plots").glob("*.png"):
         stale.unlink()
@@ -121,6 +127,14 @@ def _estimate(
             for arm in sorted(by_arm, key=lambda arm: arm == START)  # stable: start last
             if arm != config.baseline
         ),
+        gains=_gains(config, by_arm, ks),
         warnings=tuple(find_warnings(everything, trainings)),
         gate=judge(config, by_arm, ["the arms were measured in different ways"] if differing else []),
     )
+
+
+def _gains(config: CompareConfig, by_arm: dict[str, list[Evaluation]], ks: Sequence[int]) -> tuple[ArmDifference, ...]:
+    if START not in by_arm:
+        return ()
+    ends = [pass_at(k) for k in dict.fromkeys((ks[0], ks[-1]))]
+    return tuple(subtract(by_arm[arm], by_arm[START], ends, config) for arm in by_arm if arm != START)

@@ -47,6 +47,7 @@ class SeedResult(_Frozen):
     seed: int | None = Field(description="None: the checkpoint before training")
     metrics: dict[str, float]
     train_wall_time_s: float | None
+    train_gpu_hours: float | None = Field(description="GPUs held x wall time; None: not known, or trained on a CPU")
     eval_wall_time_s: float
     train_hardware: str | None = Field(description="None: the training run was not given")
     eval_hardware: str
@@ -134,6 +135,7 @@ class Comparison(_Frozen):
     protocol_differences: tuple[str, ...] = Field(description="ways in which evaluations measured differently")
     arms: tuple[ArmResult, ...] = Field(description="start first, then the baseline, then the others by name")
     differences: tuple[ArmDifference, ...]
+    gains: tuple[ArmDifference, ...] = Field((), description="Pass@k of trained arms minus start, where it was given")
     warnings: tuple[str, ...]
     gate: GateResult | None = Field(None, description="None: no rules were given")
 

@@ -5,7 +5,7 @@ Dimensions: P problems, sorted by id.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from progrpo.errors import ComparisonError, ManifestError
 from progrpo.manifest import MANIFEST_NAME, read_manifest, sha256_file
 from progrpo.metrics import read_jsonl
 
+_ROWS_A_BATCH = 1024  # of completions, which may be long
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -180,6 +181,17 @@ def _count(directory: Path, summary: EvaluationSummary) -> dict[str, Any]:
         "entropy_sum_P": column("entropy_sum_sum"),
         "nll_sum_P": -column("logprob_sum_sum"),
     }
+
+
+def iterate_samples(directory: Path, columns: Sequence[str], problem_ids: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the completions of some problems, row by row in the order of the file, without holding all of them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    wanted = pa.array(problem_ids, pa.string())
+    for batch in pq.ParquetFile(directory / "samples.parquet").iter_batches(_ROWS_A_BATCH, columns=list(columns)):
+        yield from batch.filter(pc.is_in(batch["problem_id"], wanted)).to_pylist()
 
 
 def read_prompts(directory: Path, problem_ids: Sequence[str] | None = None) -> dict[str, str]:

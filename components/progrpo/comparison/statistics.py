@@ -7,6 +7,7 @@ length and truncation. Intervals come from :mod:`progrpo.evaluation.bootstrap`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -160,6 +161,7 @@ def _seed_result(evaluation: Evaluation, training: Training | None, metrics: Seq
         seed=evaluation.seed,
         metrics=values,
         train_wall_time_s=train_wall_time_s,
+        train_gpu_hours=_gpu_hours(train_wall_time_s, metadata),
         eval_wall_time_s=summary.eval_wall_time_s,
         train_hardware=metadata.get("hardware"),
         eval_hardware=summary.hardware,
@@ -168,6 +170,12 @@ def _seed_result(evaluation: Evaluation, training: Training | None, metrics: Seq
         checkpoint_digest=summary.checkpoint_digest,
         training_digest=training.digest if training is not None else None,
     )
+
+
+def _gpu_hours(wall_time_s: float | None, metadata: Mapping[str, Any]) -> float | None:
+    """Multiply the wall time with the GPUs that the hardware's description counts: "8 x NVIDIA H100"."""
+    gpus = re.match(r"(\d+) x ", str(metadata.get("hardware", "")))
+    return None if gpus is None or wall_time_s is None else int(gpus[1]) * wall_time_s / 3600
 
 
 def _wall_time(per_seed: Sequence[SeedResult]) -> WallTime:

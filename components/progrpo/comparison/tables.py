@@ -43,7 +43,7 @@ class HeadlineRow:
 
 def headline_columns(comparison: Comparison) -> list[str]:
     """Return the headings of the headline table, after that of the arm."""
-    return [*(label(name) for name in _headline_metrics(comparison)), "Wall time per seed"]
+    return [*(label(name) for name in headline_metrics(comparison)), "Wall time per seed"]
 
 
 def headline_table(comparison: Comparison) -> list[HeadlineRow]:
@@ -53,7 +53,7 @@ def headline_table(comparison: Comparison) -> list[HeadlineRow]:
             arm=arm.name,
             is_baseline=arm.name == comparison.baseline,
             cells=(
-                *(estimate_cell(name, arm.metrics[name]) for name in _headline_metrics(comparison)),
+                *(estimate_cell(name, arm.metrics[name]) for name in headline_metrics(comparison)),
                 Cell(wall_time_text(arm)),
             ),
         )
@@ -61,7 +61,8 @@ def headline_table(comparison: Comparison) -> list[HeadlineRow]:
     ]
 
 
-def _headline_metrics(comparison: Comparison) -> list[str]:
+def headline_metrics(comparison: Comparison) -> list[str]:
+    """Return the metrics of the headline table."""
     return [*map(pass_at, comparison.headline_ks), "eval/entropy", "eval/distinct_correct"]
 
 
@@ -84,21 +85,24 @@ def headline_sentences(comparison: Comparison) -> list[str]:
 def _difference_phrase(name: str, difference: Difference) -> str:
     cell = difference_cell(name, difference)
     outcome = RESOLVED if difference.resolved else f"{NOT_RESOLVED} (the interval includes 0)"
-    return f"{name.removeprefix('eval/').replace('pass_at_', 'pass@')} {cell.value} {unit(name)} {cell.interval}, {outcome}"
+    short = name.removeprefix("eval/").replace("pass_at_", "pass@")
+    return f"{short} {cell.value} {unit(name)} {cell.interval}, {outcome}"
 
 
 def markdown_summary(comparison: Comparison) -> str:
     """Return headline, warnings and both tables in Markdown, for a README or a model card."""
-    lines = [f"**{sentence}**" for sentence in headline_sentences(comparison)]
+    lines = [line for sentence in headline_sentences(comparison) for line in (f"**{sentence}**", "")]
     alarms = [f"The arms were measured in different ways: {text}." for text in comparison.protocol_differences]
-    lines += ["", *(f"> Warning: {_escape(text)}" for text in (*alarms, *comparison.warnings))]
+    for text in (*alarms, *comparison.warnings):
+        lines += [f"> Warning: {_escape(text)}", ""]
     if comparison.gate is not None:
-        lines += ["", f"Gate: **{outcome_words(comparison.gate.outcome)}** {comparison.gate.candidate}", ""]
+        lines += [f"Gate: **{outcome_words(comparison.gate.outcome)}** {comparison.gate.candidate}", ""]
         lines += [f"- {_escape(obstacle)}" for obstacle in comparison.gate.obstacles]
         lines += [f"- {outcome_words(rule.outcome)}: {_escape(rule.reason)}" for rule in comparison.gate.rules]
+        lines += [""]
     columns = ["Arm", *headline_columns(comparison)]
     rows = [[row.arm, *map(str, row.cells)] for row in headline_table(comparison)]
-    lines += ["", *_markdown_table(columns, rows)]
+    lines += _markdown_table(columns, rows)
     if comparison.differences:
         rows = [
             [d.arm, label(name), str(difference_cell(name, value)), verdict(value)]

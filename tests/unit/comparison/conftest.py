@@ -146,11 +146,13 @@ def _write_evaluation(
     return directory
 
 
-def _write_training(directory: Path, arm: str = "grpo", seed: int = 0, *, rows, train=None, inputs=None) -> Path:
+def _write_training(
+    directory: Path, arm: str = "grpo", seed: int = 0, *, rows, train=None, inputs=None, hardware="1 GPU"
+) -> Path:
     directory.mkdir(parents=True)
     lines = [json.dumps({"step": step, **row}) for step, row in enumerate(rows, start=1)]
     (directory / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    metadata = {"train_wall_time_s": 600.0, "hardware": "1 GPU", "versions": VERSIONS | {"trl": "1.16.0"}}
+    metadata = {"train_wall_time_s": 600.0, "hardware": hardware, "versions": VERSIONS | {"trl": "1.16.0"}}
     config = {"arm": {"name": arm, "algorithm": ALGORITHMS[arm]}, "seed": seed, "train": TRAIN | (train or {})}
     write_manifest(directory, "training", inputs=inputs, config=config, metadata=metadata)
     return directory
