@@ -34,6 +34,25 @@ def csv_table(comparison: Comparison) -> str:
     return file.getvalue()
 
 
+def flat_metrics(comparison: Comparison) -> dict[str, float]:
+    """Return the headline as numbers under names that KFP and MLflow take.
+
+    ``compare/ARM/pass_at_8`` is the arm's estimate, ``compare/ARM/pass_at_8_difference`` with ``_low`` and ``_high``
+    its difference to the baseline.
+    """
+    names = headline_metrics(comparison)
+    flat = {f"compare/{arm.name}/{_short(name)}": arm.metrics[name].value for arm in comparison.arms for name in names}
+    for difference in comparison.differences:
+        for name in names:
+            value, key = difference.metrics[name], f"compare/{difference.arm}/{_short(name)}_difference"
+            flat |= {key: value.value, f"{key}_low": value.low, f"{key}_high": value.high}
+    return flat
+
+
+def _short(metric: str) -> str:
+    return metric.removeprefix("eval/")
+
+
 def latex_table(comparison: Comparison) -> str:
     r"""Return the headline as a booktabs table; an asterisk marks a resolved difference to the baseline.
 
