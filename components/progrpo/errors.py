@@ -32,6 +32,10 @@ class StorageError(ProGRPOError, OSError):
     """A location that cannot be read or written."""
 
 
+class StateError(ProGRPOError, ValueError):
+    """A saved state that a run cannot go on from: damaged, of another run, or in use by another process."""
+
+
 class TrainingError(ProGRPOError, RuntimeError):
     """Training that cannot go on: non-finite loss, a failing reward, no memory."""
 

@@ -23,13 +23,33 @@ TRAIN_METRICS: dict[str, str] = {
     "train/completion_tokens": "mean completion length, tokens, EOS included",
     "train/truncated_frac": "fraction of completions cut off at the length limit",
     "train/zero_std_frac": "fraction of rollouts in groups whose rewards are all equal",
+    "train/clipped_frac": "fraction of completion tokens (loss.ratio sequence: of completions) whose ratio was clipped",
+    "train/unscored_frac": "fraction of rollouts that the verifier could not judge; their advantage is 0",
     "train/kl": "mean KL estimate (k3) to the start checkpoint, nats a token; only with kl_beta > 0",
     "train/step_s": "wall time of the step, seconds, rollouts included",
     "train/arm/prompt_confidence": "mean c(q) over the step's rollouts",
     "train/arm/answer_confidence": "mean c(o|q) over the step's rollouts",
     "train/arm/advantage_shift": "mean of A' - A over the step's rollouts: what ARM un-centres",
     "train/arm/gated_frac": "fraction of rollouts whose group has a correct completion, so that ARM applies",
+    "train/entropy_coef": "coefficient of the entropy bonus; only with entropy_bonus",
+    "train/cov_chosen_frac": "fraction of completion tokens that Clip-Cov or KL-Cov chose; only with these",
+    "train/overlong_penalty": "mean length penalty of the rollouts, <= 0; only with overlong_penalty",
+    "train/importance_ratio": "mean ratio of the trainer's to vLLM's probability of a rollout; only with vLLM",
+    "train/resample/rounds": "times a batch of rollouts sampled again; only with dynamic_sampling, as the next two",
+    "train/resample/groups": "groups sampled beyond those of the batch",
+    "train/resample/skipped_frac": "fraction of the batch's rollouts left without a signal, which no update sees",
+    "perf/logprob_mismatch": "mean absolute difference of the sampler's and the trainer's log-probabilities of the "
+    "sampled tokens, under the weights that sampled, nats",
+    "perf/tokens_per_s": "prompt and completion tokens of all ranks' rollouts per second of the step",
+    "perf/peak_memory_gib": "most memory so far on the first rank, GiB: of the GPU's allocator, else resident",
 }
+
+HELDOUT_ENTROPY = "heldout/entropy"
+HELDOUT_METRICS: dict[str, str] = {
+    "heldout/pass_at_{k}": "Pass@k on held-out problems while training, at the rollout temperature",
+    HELDOUT_ENTROPY: "mean full-softmax token entropy at the rollout temperature, nats, over their completion tokens",
+}
+"""Measured every train.heldout.every steps, and before the first."""
 
 TRAIN_WALL_TIME = "train/wall_time_s"
 """Wall time of the whole train step, seconds, loading and writing included; one value a run."""
@@ -47,6 +67,11 @@ EVAL_METRICS: dict[str, str] = {
 def pass_at(k: int) -> str:
     """Return the metric key of Pass@k, legal in MLflow: ``eval/pass_at_8``."""
     return f"eval/pass_at_{k}"
+
+
+def heldout_pass_at(k: int) -> str:
+    """Return the metric key of Pass@k while training: ``heldout/pass_at_8``."""
+    return f"heldout/pass_at_{k}"
 
 
 class MetricSink(Protocol):

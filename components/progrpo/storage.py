@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from progrpo.errors import StorageError
+from progrpo.errors import ProGRPOError, StorageError
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 60
@@ -49,19 +49,28 @@ def localize(uri: str, destination: Path) -> Path:
     if scheme == "embedded":
         return _embedded(rest, uri)
     if scheme == "s3":
-        bucket, _, key = rest.partition("/")
-        # A password may hold a slash, which ends the bucket before its @; of buckets, only an ARN has a colon.
-        if "@" in bucket or (":" in bucket and not bucket.startswith("arn:")):
-            raise StorageError(
-                f"{_shown(uri)!r} must hold no user or password. Write s3://BUCKET/KEY and give credentials by "
-                f"AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role."
-            )
-        if not bucket:
-            raise StorageError(f"{uri!r} names no bucket. Write s3://BUCKET/KEY.")
-        if ".." in key.split("/"):
-            raise StorageError(f"{uri!r}: a key with '..' would leave the download's directory. Rename the object.")
-        return _download(uri, bucket, key, destination)
+        return _download(uri, *split_s3_uri(uri), destination)
     raise StorageError(f"{_shown(uri)!r}: scheme {scheme!r} is not supported. {_ALLOWED}.")
+
+
+def split_s3_uri(uri: str) -> tuple[str, str]:
+    """Return bucket and key of ``s3://BUCKET/KEY``.
+
+    Raises:
+        StorageError: no bucket, credentials in the URI, or a key that leads out of its directory.
+    """
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    # A password may hold a slash, which ends the bucket before its @; of buckets, only an ARN has a colon.
+    if "@" in bucket or (":" in bucket and not bucket.startswith("arn:")):
+        raise StorageError(
+            f"{_shown(uri)!r} must hold no user or password. Write s3://BUCKET/KEY and give credentials by "
+            f"AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role."
+        )
+    if not bucket:
+        raise StorageError(f"{uri!r} names no bucket. Write s3://BUCKET/KEY.")
+    if ".." in key.split("/"):
+        raise StorageError(f"{uri!r}: a key with '..' would leave the download's directory. Rename the object.")
+    return bucket, key
 
 
 def make_directory(path: Path, *, name: str | None = None) -> None:
@@ -131,9 +140,7 @@ def _shown(text: str) -> str:
 def _download(uri: str, bucket: str, key: str, destination: Path) -> Path:
     name = PurePosixPath(key.rstrip("/")).name or bucket
     target = destination / name
-    with _explained(uri) as context:
-        client = _client()
-        context["endpoint"] = _shown(client.meta.endpoint_url)
+    with s3_client(uri) as client:
         destination.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{name[:50]}.", dir=destination))
         try:
@@ -150,7 +157,7 @@ def _download(uri: str, bucket: str, key: str, destination: Path) -> Path:
     return target
 
 
-def _client() -> Any:
+def _new_client() -> Any:
     import boto3
     from botocore.config import Config
 
@@ -185,21 +192,28 @@ def _download_prefix(client: Any, uri: str, bucket: str, key: str, directory: Pa
     if not names:
         raise StorageError(f"{uri!r}: bucket {bucket!r} has neither an object nor a prefix {key!r}. Check the key.")
     for name in names:
-        if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
-            raise StorageError(
-                f"{uri!r} holds the key {prefix + name!r}, which is no safe file name. Rename the object."
-            )
+        check_file_name(uri, name)
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         client.download_file(bucket, prefix + name, str(path))
+
+
+def check_file_name(uri: str, name: str) -> None:
+    """Refuse the name of an object below ``uri`` that, as a path, could lead out of a directory.
+
+    Raises:
+        StorageError: naming it.
+    """
+    if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise StorageError(f"{uri!r} holds the key {name!r}, which is no safe file name. Rename the object.")
 
 
 _CREDENTIALS = "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or the profile or role)"
 _CAUSES = {
     "NoSuchBucket": "there is no such bucket. Check the bucket's name and the endpoint",
     "NoSuchKey": "there is no such object. Check the key",
-    "AccessDenied": f"access is denied. {_CREDENTIALS} and its right to read and list this bucket",
-    "403": f"access is denied. {_CREDENTIALS} and its right to read and list this bucket",
+    "AccessDenied": f"access is denied. {_CREDENTIALS} and its right to read, write and list this bucket",
+    "403": f"access is denied. {_CREDENTIALS} and its right to read, write and list this bucket",
     "InvalidAccessKeyId": f"the access key is unknown. {_CREDENTIALS}",
     "SignatureDoesNotMatch": f"the secret key is wrong. {_CREDENTIALS}",
     "ExpiredToken": "the session token has expired. Get a new one",
@@ -207,30 +221,32 @@ _CAUSES = {
 
 
 @contextmanager
-def _explained(uri: str) -> Iterator[dict[str, str]]:
-    """Turn what boto3 raises into a StorageError with URI, endpoint, cause and what to do."""
+def s3_client(uri: str) -> Iterator[Any]:
+    """Give a boto3 client; what it raises becomes a StorageError with URI, endpoint, cause and what to do."""
     from boto3.exceptions import Boto3Error
     from botocore import exceptions as aws
 
-    context = {"endpoint": "the endpoint"}
+    endpoint = "the endpoint"
     try:
-        yield context
-    except StorageError:
+        client = _new_client()
+        endpoint = _shown(client.meta.endpoint_url)
+        yield client
+    except ProGRPOError:
         raise
     except aws.ClientError as error:
         code = str(error.response.get("Error", {}).get("Code"))
         cause = _CAUSES.get(code) or f"the server answered {code}. Check bucket, key and region"
-        raise StorageError(f"{uri!r} at {context['endpoint']}: {cause}.") from None
+        raise StorageError(f"{uri!r} at {endpoint}: {cause}.") from None
     except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError):
-        raise StorageError(f"{uri!r} at {context['endpoint']}: no credentials found. {_CREDENTIALS}.") from None
+        raise StorageError(f"{uri!r} at {endpoint}: no credentials found. {_CREDENTIALS}.") from None
     except (aws.HTTPClientError, aws.ConnectionError) as error:
         raise StorageError(
-            f"{uri!r}: {context['endpoint']} cannot be reached ({type(error).__name__}). "
+            f"{uri!r}: {endpoint} cannot be reached ({type(error).__name__}). "
             f"Check AWS_ENDPOINT_URL and that the server runs and can be reached from here."
         ) from None
     except (aws.BotoCoreError, Boto3Error, ValueError) as error:
-        raise StorageError(
-            f"{uri!r} at {context['endpoint']}: {_shown(str(error))} Check the URI and the AWS settings."
-        ) from None
+        raise StorageError(f"{uri!r} at {endpoint}: {_shown(str(error))} Check the URI and the AWS settings.") from None
     except OSError as error:
-        raise StorageError(f"{uri!r}: cannot write the download: {error}. Free space or give another place.") from None
+        raise StorageError(
+            f"{uri!r}: a local file cannot be read or written: {error}. Free space or give another place."
+        ) from None

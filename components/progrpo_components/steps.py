@@ -97,12 +97,18 @@ def validate_inputs(pipeline: str, parameters: Mapping[str, Any]) -> list[dict[s
         elif isinstance(config, TrainAndEvaluatePipeline):
             runs = [Run(arm=config.arm, seed=config.seed)]
         if isinstance(config, ComparePipeline | TrainAndEvaluatePipeline):
-            from progrpo.training.train import check_configuration
+            from progrpo.training.preflight import Findings, check_settings
 
-            source = config.dataset.source
-            num_problems = source.num_train if isinstance(source, CountdownSource) else None
-            for run in runs:
-                check_configuration(run.arm, config.train, num_problems)
+            findings, source = Findings(), config.dataset.source
+            countdown = source if isinstance(source, CountdownSource) else None
+            check_settings(
+                [run.arm for run in runs],
+                config.train,
+                findings,
+                num_problems=countdown.num_train if countdown else None,
+                num_heldout=countdown.num_eval if countdown else None,
+            )
+            findings.log_and_raise()
         return [run.model_dump(mode="json", exclude_none=True) for run in runs]
 
 
@@ -148,7 +154,10 @@ def train(
         settings = parse(TrainConfig, config, source="train")
         _check_artifacts({"dataset": dataset, "checkpoint": checkpoint})
         _preload("progrpo.training.trainer", "progrpo.training.train", *_tracking_modules(tracking))
-        from progrpo.training.train import train as library_train
+        if settings.distributed.num_processes > 1:
+            from progrpo.training.launch import launch as library_train
+        else:
+            from progrpo.training.train import train as library_train
 
         with _tracker(tracking, arm.name, seed) as tracker:
             sinks = []
@@ -164,6 +173,7 @@ def train(
                 dataset=dataset,
                 checkpoint=checkpoint,
                 output=output,
+                run_id=os.environ.get(RUN_ID_VARIABLE, "run") if tracking is None else tracking.run_id,
                 sinks=sinks,
                 progress=progress,
             )

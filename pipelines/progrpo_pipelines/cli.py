@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -26,9 +27,13 @@ Examples:
 
   progrpo run compare --preset smoke --set train.steps=20 --set 'seeds=[0]'
 
+  progrpo plan compare --set checkpoint.uri=/models/qwen --gpu h100-80g
+
   progrpo run evaluate --set checkpoint.uri=/models/qwen --set dataset.source='{type: file, train_uri: math.jsonl}'
 
   progrpo step train --config train.yaml --output runs/grpo-0
+
+  progrpo rollouts runs/grpo-0 runs/progrpo-0
 
   progrpo compile --all
 """
@@ -42,6 +47,12 @@ app = typer.Typer(
 )
 
 PresetOption = Annotated[str | None, typer.Option("--preset", help="Defaults for a purpose; see: progrpo presets.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set one parameter; the key is dotted, the value is YAML."),
+]
+ParamsFileOption = Annotated[Path | None, typer.Option(help="YAML or JSON file with parameters.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PipelineArgument = Annotated[str, typer.Argument(metavar="PIPELINE", help=f"One of {', '.join(sorted(PIPELINES))}.")]
 
 
@@ -64,11 +75,8 @@ def _options(
 def run(
     pipeline: PipelineArgument,
     preset: PresetOption = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set one parameter; the key is dotted, the value is YAML."),
-    ] = None,
-    params_file: Annotated[Path | None, typer.Option(help="YAML or JSON file with parameters.")] = None,
+    settings: SetOption = None,
+    params_file: ParamsFileOption = None,
     output: Annotated[Path | None, typer.Option(help="Default: runs/PIPELINE-TIME.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Delete an earlier run in --output first.")] = False,
 ) -> None:
@@ -91,6 +99,47 @@ def run(
         typer.echo("interrupted; every step was stopped.", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     print_summary(result, console)
+
+
+@app.command()
+def plan(
+    pipeline: PipelineArgument,
+    preset: PresetOption = None,
+    settings: SetOption = None,
+    params_file: ParamsFileOption = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="NAME", help="GPU it is to run on: h100-80g, a100-40g, ..., or its memory.")
+    ] = None,
+    tokens_per_second: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="perf/tokens_per_s of an earlier run like it, for GPU-hours; none are invented."),
+    ] = None,
+    read_dataset: Annotated[
+        bool, typer.Option("--dataset/--no-dataset", help="Make the dataset and render its prompts, or do not.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a run would take, and what cannot work, without running it.
+
+    Parameters are given as for run. Exits with 2 if something cannot work.
+    """
+    from rich.console import Console
+
+    from progrpo_pipelines import plan as planning
+    from progrpo_pipelines.presets import resolve
+
+    parameters = resolve(pipeline, preset=preset, params_file=params_file, settings=settings or ())
+    made = planning.make_plan(
+        pipeline, parameters, gpu=gpu, tokens_per_second=tokens_per_second, read_dataset=read_dataset
+    )
+    if as_json:
+        typer.echo(json.dumps(planning.as_json(made), indent=2))
+    else:
+        from progrpo_pipelines.plan_tables import print_plan
+
+        print_plan(made, Console(width=None if sys.stdout.isatty() else _LOG_WIDTH))
+    if made.findings.errors:
+        raise typer.Exit(EXIT_USAGE)
 
 
 @app.command()
@@ -140,6 +189,44 @@ def compile_(
     paths = [compile_pipeline(pipeline, output, preset=preset)] if pipeline else compile_all(output)
     for path in paths:
         typer.echo(str(path))
+
+
+@app.command()
+def rollouts(
+    directories: Annotated[
+        list[Path], typer.Argument(metavar="DIR [DIR2]", help="A training run; a second one to compare it with.")
+    ],
+    step: Annotated[str, typer.Option(metavar="N|first|last|all", help="Of those whose rollouts were kept.")] = "last",
+    problem: Annotated[str | None, typer.Option(metavar="ID", help="Only this problem.")] = None,
+    correct: Annotated[
+        bool | None, typer.Option("--correct/--incorrect", help="Only right or only wrong ones.")
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Largest first; by default as they were sampled.")
+    ] = None,
+    ascending: Annotated[bool, typer.Option("--ascending", help="Smallest first.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Rows that are shown; 20 in a table, all in JSON and CSV.")
+    ] = None,
+    width: Annotated[int, typer.Option(help="Characters of a prompt or completion that the table shows.")] = 60,
+    as_json: JsonOption = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """Show the rollouts a training run kept, or how those of two arms differ, problem by problem."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from progrpo_pipelines.rollouts import View, show
+
+    if as_json and as_csv:
+        raise ConfigError("give --json or --csv, not both.")
+    form: Literal["table", "json", "csv"] = "json" if as_json else "csv" if as_csv else "table"
+    view = View(form=form, sort=sort, ascending=ascending, limit=limit, width=width)
+    shown = show(directories, step=step, problem=problem, correct=correct, view=view)
+    if isinstance(shown, Table):
+        Console(width=None if sys.stdout.isatty() else _LOG_WIDTH).print(shown)
+    else:
+        typer.echo(shown)
 
 
 @app.command()

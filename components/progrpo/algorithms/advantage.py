@@ -8,6 +8,10 @@ from torch import Tensor
 STD_EPSILON = 1e-4
 """TRL's divisor term. The paper's delta is not known; verl uses 1e-6."""
 
+SIGNAL_EPSILON = 5e-3
+"""Advantages up to this are no signal. Equal rewards that float32 cannot sum exactly (a group of -0.3) leave up to
+2e-3 after the division by :data:`STD_EPSILON`; the largest advantage of a group whose rewards differ is near 1."""
+
 
 def group_relative_advantage(rewards_PG: Tensor, *, normalize_std: bool = True) -> Tensor:
     """Compare each completion's reward with those of its group.
@@ -37,3 +41,23 @@ def group_relative_advantage(rewards_PG: Tensor, *, normalize_std: bool = True) 
         std_P1 = (variance_P1 * (num_scored_P1 / (num_scored_P1 - 1).clamp(min=1))).sqrt()
         centred_PG = centred_PG / (std_P1 + STD_EPSILON)
     return torch.where(scored_PG, centred_PG, torch.zeros_like(centred_PG))
+
+
+def has_signal(advantages_PG: Tensor, gate_PG: Tensor | None = None) -> Tensor:
+    """Tell which groups teach anything: those with an advantage, or that ARM may give one.
+
+    DAPO's dynamic sampling keeps groups with ``0 < number correct < G`` (arXiv:2503.14476). Read off the
+    advantages instead, the condition also holds for rewards that a length penalty or unlikeliness tells apart and for
+    ProGRPO's groups that are all correct.
+
+    Args:
+        advantages_PG: [P, G], before ARM.
+        gate_PG: [P, G] bool from :func:`~progrpo.algorithms.arm.arm_gate`; absent: no ARM.
+
+    Returns:
+        [P] bool: an advantage beyond :data:`SIGNAL_EPSILON`, or an open gate.
+    """
+    has_signal_PG = advantages_PG.abs() > SIGNAL_EPSILON
+    if gate_PG is not None:
+        has_signal_PG = has_signal_PG | gate_PG
+    return has_signal_PG.any(dim=1)

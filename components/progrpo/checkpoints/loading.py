@@ -73,7 +73,22 @@ def eos_token_ids(checkpoint: Path, model: PreTrainedModel, tokenizer: PreTraine
     Raises:
         CheckpointError: there is none.
     """
-    named = model.generation_config.eos_token_id
+    return _all_eos(checkpoint, model.generation_config.eos_token_id, tokenizer)
+
+
+def stored_eos_token_ids(checkpoint: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the same from the checkpoint's files, without its weights.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    config = preflight.read_config(checkpoint)
+    path = checkpoint / "generation_config.json"
+    named = preflight.read_json(path) if path.is_file() else config.get("text_config") or config
+    return _all_eos(checkpoint, named.get("eos_token_id"), tokenizer)
+
+
+def _all_eos(checkpoint: Path, named: int | list[int] | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     eos = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
     if not eos:
         raise CheckpointError(

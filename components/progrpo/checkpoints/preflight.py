@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 WEIGHTS_INDEX = "model.safetensors.index.json"
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_MAX_HEADER = 100 << 20
+MAX_HEADER = 100 << 20
 
 
 def checkpoint_metadata(directory: Path, *, source: str | None = None) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
     with path.open("rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(_MAX_HEADER, size - 8):
+        if not 2 <= length <= min(MAX_HEADER, size - 8):
             raise broken
         try:
             header = json.loads(file.read(length))

@@ -47,7 +47,9 @@ class OverlongPenalty(Config):
     buffer_frac: float = Field(
         0.2, gt=0, le=1, description="last part of max_completion_tokens, over which the penalty grows to 1; DAPO"
     )
-    weight: float = Field(1.0, gt=0, description="of the penalty; DAPO's, with rewards -1 and 1 where ours are 0 and 1")
+    weight: float = Field(
+        0.5, gt=0, description="the largest penalty; DAPO's 1 with rewards of -1 and 1, on our rewards of 0 and 1"
+    )
 
 
 class AlgorithmConfig(Config):
@@ -123,7 +125,7 @@ class AdaptiveEntropy(Config):
     """Move the coefficient by ``delta`` a step, up while the entropy is below ``target`` (arXiv:2505.22312)."""
 
     target: float = Field(gt=0, description="entropy to keep, nats a token")
-    delta: float = Field(0.005, gt=0, description="change of the coefficient a step; Skywork-OR1")
+    delta: float = Field(0.005, gt=0, description="change of the coefficient a step; TRL")
     min_coef: float = Field(0.0, ge=0)
     max_coef: float = Field(1.0, gt=0)
 

@@ -1,24 +1,38 @@
-"""Percentile bootstrap intervals over problems and training seeds.
+"""Intervals over problems and training seeds, for one number, a difference of arms or a whole curve.
 
-Every statistic is a ratio of sums over problems, which covers means (all denominators 1) and token-weighted means
-(numerator: sum over a problem's tokens, denominator: their number). P problems, S training seeds, R resamples.
+Every statistic is a ratio of sums over problems: means (all denominators 1), token-weighted means (numerator: sum over
+a problem's tokens, denominator: their number), or a difference of such between arms. P problems, S training seeds,
+K statistics (the points of a curve), R resamples. The same seed gives the same interval, bit for bit.
 
-The interval is the percentile interval (Efron & Tibshirani 1993, chapter 13): quantiles of the resampled statistic.
-The same seed gives the same interval, bit for bit.
+An interval is the union of three, each of which covers where the others fail (docs/evaluation.md has the simulation):
+
+1. The Bayesian bootstrap (Rubin 1981): weights of problems and of seeds are exponential, quantiles of the resampled
+   statistic, stretched about the value so that they are those of a t distribution with the standard error and the
+   degrees of freedom of Welch and Satterthwaite. Without the stretch, 10 problems give 88 % instead of 95 %.
+2. The same, unstretched, with half a problem more: of the most favourable kind seen for the upper end, of the least
+   favourable for the lower. For problems that are only ever solved or not this is Jeffreys' Beta interval, opened to
+   the outside; it is what a skewed sample needs.
+3. For values with ``bounds``, the problems that no sample of P shows: a kind with more than ``1 - a^(1/P)`` of all
+   problems is absent with probability below a only ("rule of three"), so each end moves towards its bound by at
+   least that share, a = (1 - level) / 2. Ten problems of which none is solved do not show that none ever is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from progrpo.errors import ConfigError, DataError
 
-_Array = npt.NDArray[np.float64]
-_CHUNK_ELEMENTS = 1 << 20  # draws held at a time, R x P
+Array = npt.NDArray[np.float64]
+Bounds = tuple[float, float]
+_CHUNK_ELEMENTS = 1 << 20  # weights held at a time, R x P
+_EXTREME_WEIGHT = 2 / 3  # of the pseudo-problem, part 2 of the interval
 
 
 @dataclass(frozen=True)
@@ -29,181 +43,459 @@ class Interval:
     low: float
     high: float
 
+    def excludes(self, value: float = 0.0) -> bool:
+        """Whether ``value`` lies outside: a difference whose interval excludes 0 is resolved."""
+        return not self.low <= value <= self.high
 
-def bootstrap_mean(values: npt.ArrayLike, *, num_resamples: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
+
+@dataclass(frozen=True)
+class Curve:
+    """K estimates. ``low`` and ``high`` hold for each point alone, ``band_low`` and ``band_high`` for all at once."""
+
+    value: Array
+    low: Array
+    high: Array
+    band_low: Array
+    band_high: Array
+
+
+class Term(NamedTuple):
+    """One arm's part in a statistic: ``sign`` times the ratio of sums over its seeds and problems.
+
+    ``num_SPK`` [S, P, K]; ``den_SPK`` the same shape, or None where all denominators are 1.
+    """
+
+    sign: float
+    num_SPK: Array
+    den_SPK: Array | None
+
+    def ratio(self) -> Array:
+        """Return the ratio of the pooled sums, [K]."""
+        total_K: Array = self.num_SPK.sum((0, 1))
+        count = self.num_SPK.shape[0] * self.num_SPK.shape[1]
+        return total_K / (count if self.den_SPK is None else self.den_SPK.sum((0, 1)))
+
+
+def bootstrap_mean(
+    values: npt.ArrayLike,
+    *,
+    bounds: Bounds | None = None,
+    num_resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
     """Return the mean over problems and its interval.
 
     Args:
         values: [P], one number a problem.
+        bounds: least and greatest number a problem can have, (0, 1) for rates; None: it has none, and part 3 of the
+            interval is left out.
         num_resamples: R.
         level: coverage asked of the interval, between 0 and 1.
         seed: of the resampling.
 
     Raises:
-        DataError: no or non-finite values.
+        DataError: no or non-finite values, or values outside of the bounds.
         ConfigError: a level or a number of resamples out of range.
     """
-    return bootstrap_hierarchical([values], num_resamples=num_resamples, level=level, seed=seed)
+    return bootstrap_hierarchical([values], bounds=bounds, num_resamples=num_resamples, level=level, seed=seed)
 
 
 def bootstrap_ratio(
     numerators: npt.ArrayLike,
     denominators: npt.ArrayLike,
     *,
+    bounds: Bounds | None = None,
     num_resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Return ``sum(numerators) / sum(denominators)`` and its interval; problems are resampled, each with both numbers.
+    """Return ``sum(numerators) / sum(denominators)`` and its interval; a problem is weighted with both its numbers.
 
     Args:
         numerators: [P].
-        denominators: [P], > 0.
-        num_resamples: see :func:`bootstrap_mean`, as ``level`` and ``seed``.
+        denominators: [P], >= 0, one of them > 0.
+        bounds: of a problem's ratio; see :func:`bootstrap_mean`, as the rest.
+        num_resamples: see there.
         level: see there.
         seed: see there.
 
     Raises:
-        DataError: values that are missing, non-finite, of different lengths, or a denominator <= 0.
+        DataError: values that are missing, non-finite, of different lengths, or denominators < 0 or all 0.
         ConfigError: a level or a number of resamples out of range.
     """
-    return bootstrap_hierarchical([numerators], [denominators], num_resamples=num_resamples, level=level, seed=seed)
+    return bootstrap_hierarchical(
+        [numerators], [denominators], bounds=bounds, num_resamples=num_resamples, level=level, seed=seed
+    )
 
 
 def bootstrap_hierarchical(
     numerators: Sequence[npt.ArrayLike],
     denominators: Sequence[npt.ArrayLike] | None = None,
     *,
+    bounds: Bounds | None = None,
     num_resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
     """Return the ratio of sums pooled over training seeds and problems, and its interval over both.
 
-    Each resample draws S training seeds with replacement, then P problems with replacement. Seeds and problems are
-    crossed, every seed having been measured on the same problems, so **one** draw of problems is applied to all
-    drawn seeds: a hard problem is hard for each of them, and more seeds do not make the problems more (the
-    "pigeonhole bootstrap" of Owen 2007, arXiv:0712.1111, whose variance is not too small for the problems' part).
+    Seeds and problems are crossed, every seed having been measured on the same problems, so **one** draw of weights of
+    problems is applied to all seeds: a hard problem is hard for each of them, and more seeds do not make the problems
+    more (the "pigeonhole bootstrap" of Owen 2007, arXiv:0712.1111).
 
-    What is not resampled: the completions within a problem; their sampling noise is part of the spread between
-    problems. With S seeds the bootstrap sees only (S - 1) / S of the variance between seeds: with one seed none of
-    it, with two half of it. An interval from few seeds is too narrow for "another training run".
+    With one seed the interval says nothing of another training run. With two, what their difference says of the
+    spread between runs is a guess, and the t distribution answers with a wide interval where that spread matters.
+    The completions of a problem are not resampled: their sampling noise is part of the spread between problems.
 
     Args:
         numerators: S arrays [P], one a training seed, the same problems in the same order.
-        denominators: as ``numerators``, > 0; absent: all 1, the statistic is a mean.
-        num_resamples: see :func:`bootstrap_mean`, as ``level`` and ``seed``.
+        denominators: as ``numerators``, >= 0; absent: all 1, the statistic is a mean.
+        bounds: of a problem's ratio; see :func:`bootstrap_mean`, as the rest.
+        num_resamples: see there.
         level: see there.
         seed: see there.
 
     Raises:
-        DataError: values that are missing, non-finite, of different lengths, or a denominator <= 0.
+        DataError: values that are missing, non-finite, of different lengths, or denominators < 0 or all 0.
         ConfigError: a level or a number of resamples out of range.
     """
-    num_SP, den_SP = _stack("values", numerators, denominators)
-    resampled_R = np.concatenate(
-        [
-            _ratio(num_SP, den_SP, _draw(rng, len(problems_RP), len(num_SP)), problems_RP)
-            for rng, problems_RP in _resamples(num_SP.shape[1], num_resamples, seed)
-        ]
-    )
-    return _interval(num_SP.sum() / den_SP.sum(), resampled_R, level)
+    term = _term("values", 1.0, numerators, denominators)
+    return _only(bootstrap_terms([term], bounds, num_resamples=num_resamples, level=level, seed=seed))
 
 
 def bootstrap_difference(
     arm: Sequence[tuple[npt.ArrayLike, npt.ArrayLike | None]],
     baseline: Sequence[tuple[npt.ArrayLike, npt.ArrayLike | None]],
     *,
+    bounds: Bounds | None = None,
     num_resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
     """Return ``arm - baseline`` of the pooled ratio and its interval, paired by problem.
 
-    Each resample draws P problems with replacement and applies the same draw to both arms and all their seeds, so
-    that what makes a problem easy for both cancels; training seeds are drawn with replacement for each arm on its
-    own, since equal seed numbers of two arms are different runs. See :func:`bootstrap_hierarchical` for what few
-    seeds cannot show.
+    One draw of weights of problems serves both arms and all their seeds, so that what makes a problem easy for both
+    cancels; seeds are drawn for each arm on its own, since equal seed numbers of two arms are different runs. See
+    :func:`bootstrap_hierarchical` for what few seeds cannot show.
 
     Args:
         arm: S pairs, one a training seed, of numerators [P] and denominators [P] (None: all 1).
         baseline: the same for the baseline, S may differ; the same problems in the same order.
-        num_resamples: see :func:`bootstrap_mean`, as ``level`` and ``seed``.
+        bounds: of one arm's ratio on a problem; see :func:`bootstrap_mean`, as the rest.
+        num_resamples: see there.
         level: see there.
         seed: see there.
 
     Raises:
-        DataError: values that are missing, non-finite, of different lengths, or a denominator <= 0.
+        DataError: values that are missing, non-finite, of different lengths, or denominators < 0 or all 0.
         ConfigError: a level or a number of resamples out of range.
     """
-    arm_SP, arm_den_SP = _stack_pairs("arm", arm)
-    base_SP, base_den_SP = _stack_pairs("baseline", baseline)
-    if arm_SP.shape[1] != base_SP.shape[1]:
-        raise DataError(
-            f"the arm has {arm_SP.shape[1]} problems and the baseline {base_SP.shape[1]}: a paired difference needs "
-            f"the same problems in the same order on both sides."
-        )
-    resampled_R = np.concatenate(
-        [
-            _ratio(arm_SP, arm_den_SP, _draw(rng, len(problems_RP), len(arm_SP)), problems_RP)
-            - _ratio(base_SP, base_den_SP, _draw(rng, len(problems_RP), len(base_SP)), problems_RP)
-            for rng, problems_RP in _resamples(arm_SP.shape[1], num_resamples, seed)
-        ]
-    )
-    return _interval(arm_SP.sum() / arm_den_SP.sum() - base_SP.sum() / base_den_SP.sum(), resampled_R, level)
+    terms = difference_terms(arm, baseline)
+    return _only(bootstrap_terms(terms, _spread(bounds), num_resamples=num_resamples, level=level, seed=seed))
 
 
-def _resamples(num_problems: int, num_resamples: int, seed: int) -> Iterator[tuple[np.random.Generator, _Array]]:
-    """Yield the generator and how often each resample draws each problem, [rows, P], a bounded chunk at a time."""
+def bootstrap_curve(
+    values: Sequence[npt.ArrayLike],
+    denominators: Sequence[npt.ArrayLike] | None = None,
+    *,
+    bounds: Bounds | None = None,
+    num_resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Curve:
+    """Return K ratios over the same problems, such as Pass@k at every k, with intervals and a simultaneous band.
+
+    The band is the sup-t band: the largest standardised deviation over the curve stays within it in ``level`` of the
+    resamples. A reader may look at any k, or at all, without a correction for many tests.
+
+    Args:
+        values: S arrays [P, K], one a training seed.
+        denominators: as ``values``, >= 0, for each column one of them > 0; absent: all 1.
+        bounds: of each entry's ratio; see :func:`bootstrap_mean`, as the rest.
+        num_resamples: see there.
+        level: see there.
+        seed: see there.
+
+    Raises:
+        DataError: as :func:`bootstrap_hierarchical`.
+        ConfigError: a level or a number of resamples out of range.
+    """
+    term = _term("values", 1.0, values, denominators)
+    return bootstrap_terms([term], bounds, num_resamples=num_resamples, level=level, seed=seed)
+
+
+def bootstrap_curve_difference(
+    arm: Sequence[tuple[npt.ArrayLike, npt.ArrayLike | None]],
+    baseline: Sequence[tuple[npt.ArrayLike, npt.ArrayLike | None]],
+    *,
+    bounds: Bounds | None = None,
+    num_resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Curve:
+    """Return ``arm - baseline`` of K ratios, paired by problem, with intervals and a simultaneous band.
+
+    Args:
+        arm: S pairs of numerators [P, K] and denominators [P, K] (None: all 1).
+        baseline: the same for the baseline.
+        bounds: of one arm's entries; see :func:`bootstrap_curve`, as the rest.
+        num_resamples: see there.
+        level: see there.
+        seed: see there.
+
+    Raises:
+        DataError: as :func:`bootstrap_difference`.
+        ConfigError: a level or a number of resamples out of range.
+    """
+    terms = difference_terms(arm, baseline)
+    return bootstrap_terms(terms, _spread(bounds), num_resamples=num_resamples, level=level, seed=seed)
+
+
+def probability_of_superiority(
+    arm: Sequence[npt.ArrayLike],
+    baseline: Sequence[npt.ArrayLike],
+    *,
+    num_resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Return how probable it is that a run of the arm beats one of the baseline on a problem, ties counting half.
+
+    ``mean over problems and pairs of seeds of [x > y] + [x = y] / 2``, the "probability of improvement" of Agarwal et
+    al. 2021 (arXiv:2108.13264) with ties. 0.5 says that neither is better: resolved means ``excludes(0.5)``. Unlike a
+    difference of means it does not ask by how much, so a few problems cannot decide it.
+
+    Args:
+        arm: S arrays [P], a score for each problem, such as Pass@1.
+        baseline: the same for the baseline, S may differ.
+        num_resamples: see :func:`bootstrap_mean`, as the rest.
+        level: see there.
+        seed: see there.
+
+    Raises:
+        DataError: values that are missing, non-finite or of different lengths.
+        ConfigError: a level or a number of resamples out of range.
+    """
+    (_, arm_SP1, _), (_, base_SP1, _) = difference_terms([(a, None) for a in arm], [(b, None) for b in baseline])
+    a_SP, b_SP = arm_SP1[..., 0], base_SP1[..., 0]
+    better_SSP = (a_SP[:, None] > b_SP).astype(np.float64) + 0.5 * (a_SP[:, None] == b_SP)
+    # Its deviations to first order (Hájek's projection): those over problems, seeds of one arm and seeds of the other.
+    of_arm, of_base = better_SSP.mean(1)[..., None], better_SSP.mean(0)[..., None]
+    both = better_SSP.mean((0, 1))[None, :, None]
+    terms = [Term(1.0, of_arm, None), Term(1.0, of_base, None), Term(-1.0, both, None)]
+    return _only(bootstrap_terms(terms, (0.0, 1.0), num_resamples=num_resamples, level=level, seed=seed))
+
+
+def bootstrap_terms(
+    terms: Sequence[Term],
+    bounds: Bounds | Sequence[Bounds | None] | None = None,
+    *,
+    num_resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Curve:
+    """Return the K sums of the terms' ratios with their intervals: what all functions above are made of.
+
+    Args:
+        terms: at least one, with the same P and K.
+        bounds: of the sum on one problem, for all K or for each.
+        num_resamples: R.
+        level: between 0 and 1.
+        seed: of the resampling.
+
+    Raises:
+        ConfigError: a level or a number of resamples out of range.
+        DataError: values outside of the bounds.
+    """
     if num_resamples < 1:
         raise ConfigError(f"num_resamples = {num_resamples}, allowed is 1 or more.")
-    rng = np.random.default_rng(seed)
-    chunk = max(1, _CHUNK_ELEMENTS // num_problems)
-    for start in range(0, num_resamples, chunk):
-        rows = min(chunk, num_resamples - start)
-        draws_RP = rng.integers(num_problems, size=(rows, num_problems)) + num_problems * np.arange(rows)[:, None]
-        counts = np.bincount(draws_RP.ravel(), minlength=rows * num_problems)
-        yield rng, counts.reshape(rows, num_problems).astype(np.float64)
-
-
-def _draw(rng: np.random.Generator, rows: int, num_seeds: int) -> npt.NDArray[np.int64]:
-    """Return how often each training seed is drawn in each resample: [rows, S], rows summing to S."""
-    return rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=rows)
-
-
-def _ratio(num_SP: _Array, den_SP: _Array, seeds_RS: npt.NDArray[np.int64], problems_RP: _Array) -> _Array:
-    num_R = (seeds_RS * (problems_RP @ num_SP.T)).sum(axis=1)
-    den_R = (seeds_RS * (problems_RP @ den_SP.T)).sum(axis=1)
-    ratio_R: _Array = num_R / den_R
-    return ratio_R
-
-
-def _interval(value: float, resampled_R: _Array, level: float) -> Interval:
     if not 0 < level < 1:
         raise ConfigError(f"level = {level}, allowed is a number between 0 and 1 such as 0.95.")
-    low, high = np.quantile(resampled_R, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(value), float(low), float(high))
+    value_K = sum((term.sign * term.ratio() for term in terms), np.zeros(terms[0].num_SPK.shape[2]))
+    influence_PK, problems_K, seeds_K = variance_parts(terms)
+    plain_RK, low_RK, high_RK = _resample(terms, influence_PK, num_resamples, seed)
+
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    spread_K = plain_RK.std(0)
+    se_K = np.sqrt(problems_K + sum(part_K for part_K, _ in seeds_K))
+    quantile_K = student_t_quantile(tails[1], welch_df(len(influence_PK), problems_K, seeds_K))
+    rounding_K = 1e-12 * (1 + np.abs(value_K))
+    stretch_K = np.where(spread_K > rounding_K, quantile_K / _z(tails[1]) * se_K / np.maximum(spread_K, 1e-300), 1.0)
+    low_K, high_K = (value_K + (np.quantile(plain_RK, tail, axis=0) - value_K) * stretch_K for tail in tails)
+    # Equal problems differ by rounding only, which is not a width.
+    still_K = spread_K <= rounding_K
+    low_K = np.where(still_K, value_K, np.minimum(low_K, np.quantile(low_RK, tails[0], axis=0)))
+    high_K = np.where(still_K, value_K, np.maximum(high_K, np.quantile(high_RK, tails[1], axis=0)))
+    deviation_RK = np.abs(plain_RK - value_K) / np.where(still_K, np.inf, spread_K)
+    half_K = np.quantile(deviation_RK.max(1), level) * spread_K * stretch_K
+    band_low_K, band_high_K = value_K - half_K, value_K + half_K
+
+    least_K, greatest_K = _bounds(bounds, len(value_K))
+    if (outside := np.flatnonzero((value_K < least_K - rounding_K) | (value_K > greatest_K + rounding_K))).size:
+        k = outside[0]
+        raise DataError(f"the value {value_K[k]} is outside of its bounds {least_K[k]} ... {greatest_K[k]}.")
+    unseen = 1 - (1 - level) ** (1 / len(influence_PK))
+    with np.errstate(invalid="ignore"):  # inf where there is no bound
+        low_K = np.where(np.isinf(least_K), low_K, np.minimum(low_K, value_K - (value_K - least_K) * unseen))
+        high_K = np.where(np.isinf(greatest_K), high_K, np.maximum(high_K, value_K + (greatest_K - value_K) * unseen))
+    low_K, high_K = np.clip(low_K, least_K, value_K), np.clip(high_K, value_K, greatest_K)
+    return Curve(
+        value_K,
+        low_K,
+        high_K,
+        np.clip(np.minimum(band_low_K, low_K), least_K, None),
+        np.clip(np.maximum(band_high_K, high_K), None, greatest_K),
+    )
 
 
-def _stack_pairs(name: str, pairs: Sequence[tuple[npt.ArrayLike, npt.ArrayLike | None]]) -> tuple[_Array, _Array]:
-    numerators = [numerator for numerator, _ in pairs]
-    return _stack(name, numerators, [np.ones(np.shape(n)) if d is None else d for n, d in pairs])
+def variance_parts(terms: Sequence[Term]) -> tuple[Array, Array, list[tuple[Array, int]]]:
+    """Split the variance of the sum of the terms' ratios, to first order.
+
+    Returns:
+        the influence of each problem on the sum [P, K]; the variance that another draw of problems makes [K]; and for
+        each term with several seeds the variance that other seeds make [K], with S. What seeds and problems make
+        together is counted in both, so the sum is not too small.
+    """
+    num_problems = terms[0].num_SPK.shape[1]
+    influence_PK = np.zeros(terms[0].num_SPK.shape[1:])
+    seeds_K = []
+    for sign, num_SPK, den_SPK in terms:
+        num_seeds, ratio_K = len(num_SPK), Term(sign, num_SPK, den_SPK).ratio()
+        mean_den_K = 1.0 if den_SPK is None else den_SPK.mean((0, 1))
+        influence_SPK = sign * (num_SPK - ratio_K * (1.0 if den_SPK is None else den_SPK)) / mean_den_K
+        influence_PK += influence_SPK.mean(0)
+        if num_seeds > 1:
+            seeds_K.append((influence_SPK.mean(1).var(0, ddof=1) / num_seeds, num_seeds))
+    # One problem tells nothing of the spread between problems: its interval is what bounds allow.
+    problems_K = influence_PK.var(0, ddof=1) / num_problems if num_problems > 1 else np.zeros(influence_PK.shape[1])
+    return influence_PK, problems_K, seeds_K
 
 
-def _stack(
-    name: str, numerators: Sequence[npt.ArrayLike], denominators: Sequence[npt.ArrayLike] | None
-) -> tuple[_Array, _Array]:
-    if denominators is None:
-        denominators = [np.ones(np.shape(numerator)) for numerator in numerators]
-    rows = [np.asarray(row, np.float64) for row in (*numerators, *denominators)]
-    if len(numerators) != len(denominators) or len({row.shape for row in rows}) != 1 or rows[0].ndim != 1:
+def welch_df(num_problems: int, problems_K: Array, seeds_K: Sequence[tuple[Array, int]]) -> Array:
+    """Return the degrees of freedom of a variance made of parts (Satterthwaite 1946, Welch 1947), [K]."""
+    total_K = problems_K + sum(part_K for part_K, _ in seeds_K)
+    weighted_K = problems_K**2 / max(num_problems - 1, 1) + sum(part_K**2 / (s - 1) for part_K, s in seeds_K)
+    return np.where(weighted_K > 0, total_K**2 / np.maximum(weighted_K, 1e-300), max(num_problems - 1, 1))
+
+
+def student_t_quantile(probability: float, df: npt.ArrayLike) -> Array:
+    """Return the quantile of Student's t distribution, for any df >= 1."""
+    from scipy.special import stdtrit
+
+    return np.asarray(stdtrit(np.asarray(df, np.float64), probability))
+
+
+def difference_terms(
+    arm: Sequence[tuple[npt.ArrayLike, npt.ArrayLike | None]],
+    baseline: Sequence[tuple[npt.ArrayLike, npt.ArrayLike | None]],
+) -> list[Term]:
+    """Return the terms of ``arm - baseline``; see :func:`bootstrap_difference`."""
+    terms = [_term_of_pairs("arm", 1.0, arm), _term_of_pairs("baseline", -1.0, baseline)]
+    problems = [term.num_SPK.shape[1:] for term in terms]
+    if problems[0] != problems[1]:
         raise DataError(
-            f"{name}: every training seed needs one value a problem, [P], for the same problems; "
-            f"got shapes {[row.shape for row in rows]}."
+            f"the arm has {problems[0][0]} problems and the baseline {problems[1][0]}: a paired difference needs "
+            f"the same problems in the same order on both sides."
         )
-    num_SP, den_SP = np.stack(rows[: len(numerators)]), np.stack(rows[len(numerators) :])
-    if not num_SP.size or not np.isfinite(num_SP).all() or not np.isfinite(den_SP).all():
-        raise DataError(f"{name}: values must be finite and at least one problem is needed, got shape {num_SP.shape}.")
-    if (den_SP <= 0).any():
-        raise DataError(f"{name}: denominators must be > 0, the smallest is {den_SP.min()}.")
-    return num_SP, den_SP
+    return terms
+
+
+def _resample(terms: Sequence[Term], influence_PK: Array, num_resamples: int, seed: int) -> tuple[Array, Array, Array]:
+    """Return the sum [R, K] three times: plain, and with half a problem more of the lowest and the highest kind."""
+    num_problems, num_stats = influence_PK.shape
+    rng = np.random.default_rng(seed)
+    columns = [_columns(term) for term in terms]
+    extremes = influence_PK.argmin(0), influence_PK.argmax(0)
+    chunk = max(1, _CHUNK_ELEMENTS // num_problems)
+    parts = []
+    for start in range(0, num_resamples, chunk):
+        rows = min(chunk, num_resamples - start)
+        weights_RP = rng.standard_exponential((rows, num_problems))
+        extra_R1 = rng.standard_gamma(_EXTREME_WEIGHT, rows)[:, None]
+        sums_3RK = np.zeros((3, rows, num_stats))
+        for term, columns_PX in zip(terms, columns, strict=True):
+            num_seeds = len(term.num_SPK)
+            seeds_RS = rng.standard_exponential((rows, num_seeds)) if num_seeds > 1 else np.ones((rows, 1))
+            num_RK, den_RK = _weighted(term, weights_RP @ columns_PX, weights_RP.sum(1), seeds_RS)
+            sums_3RK[0] += term.sign * num_RK / den_RK
+            for i, extreme_K in enumerate(extremes, start=1):
+                more_num_RK, more_den_RK = _at(term, extreme_K, seeds_RS)
+                with np.errstate(invalid="ignore"):
+                    sums_3RK[i] += term.sign * (num_RK + extra_R1 * more_num_RK) / (den_RK + extra_R1 * more_den_RK)
+        parts.append(sums_3RK)
+    plain_RK, low_RK, high_RK = np.concatenate(parts, axis=1)
+    return plain_RK, low_RK, high_RK
+
+
+def _columns(term: Term) -> Array:
+    """Return numerators and denominators side by side, [P, S K] or [P, 2 S K]."""
+    stacks = [term.num_SPK] if term.den_SPK is None else [term.num_SPK, term.den_SPK]
+    num_problems = term.num_SPK.shape[1]
+    return np.concatenate([stack.transpose(1, 0, 2).reshape(num_problems, -1) for stack in stacks], axis=1)
+
+
+def _weighted(term: Term, sums_RX: Array, weight_R: Array, seeds_RS: Array) -> tuple[Array, Array]:
+    """Return numerators and denominators [R, K] from the sums over problems of :func:`_columns`."""
+    num_seeds, _, num_stats = term.num_SPK.shape
+    sums_RXSK = sums_RX.reshape(len(sums_RX), -1, num_seeds, num_stats)
+    num_RK = np.einsum("rs,rsk->rk", seeds_RS, sums_RXSK[:, 0])
+    if term.den_SPK is None:
+        return num_RK, (weight_R * seeds_RS.sum(1))[:, None]
+    return num_RK, np.einsum("rs,rsk->rk", seeds_RS, sums_RXSK[:, 1])
+
+
+def _at(term: Term, problem_K: npt.NDArray[np.int64], seeds_RS: Array) -> tuple[Array, Array]:
+    """Return numerators and denominators [R, K] of one problem for each statistic, weighted over seeds."""
+    stats_K = np.arange(len(problem_K))
+    num_RK = seeds_RS @ term.num_SPK[:, problem_K, stats_K]
+    if term.den_SPK is None:
+        return num_RK, seeds_RS.sum(1, keepdims=True)
+    return num_RK, seeds_RS @ term.den_SPK[:, problem_K, stats_K]
+
+
+def _only(curve: Curve) -> Interval:
+    return Interval(float(curve.value[0]), float(curve.low[0]), float(curve.high[0]))
+
+
+def _z(probability: float) -> float:
+    return NormalDist().inv_cdf(probability)
+
+
+def _spread(bounds: Bounds | None) -> Bounds | None:
+    """Bounds of a difference of two values with these bounds."""
+    return None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])
+
+
+def _bounds(bounds: Bounds | Sequence[Bounds | None] | None, num_stats: int) -> tuple[Array, Array]:
+    each = bounds if isinstance(bounds, list) else [bounds] * num_stats
+    pairs = np.array([(-np.inf, np.inf) if pair is None else pair for pair in each], np.float64)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _term_of_pairs(name: str, sign: float, pairs: Sequence[tuple[npt.ArrayLike, npt.ArrayLike | None]]) -> Term:
+    if all(denominator is None for _, denominator in pairs):
+        return _term(name, sign, [numerator for numerator, _ in pairs], None)
+    return _term(name, sign, [n for n, _ in pairs], [np.ones(np.shape(n)) if d is None else d for n, d in pairs])
+
+
+def _term(
+    name: str, sign: float, numerators: Sequence[npt.ArrayLike], denominators: Sequence[npt.ArrayLike] | None
+) -> Term:
+    rows = [np.asarray(row, np.float64) for row in (*numerators, *(denominators or ()))]
+    fits = denominators is None or len(denominators) == len(numerators)
+    if not fits or len({row.shape for row in rows}) != 1 or rows[0].ndim not in (1, 2):
+        raise DataError(
+            f"{name}: every training seed needs one value a problem, [P], or one row a problem, [P, K], for the same "
+            f"problems; got shapes {[row.shape for row in rows]}."
+        )
+    stack = np.stack([row if row.ndim == 2 else row[:, None] for row in rows])
+    num_SPK = stack[: len(numerators)]
+    if not num_SPK.size or not np.isfinite(stack).all():
+        raise DataError(f"{name}: values must be finite and at least one problem is needed, got shape {num_SPK.shape}.")
+    if denominators is None:
+        return Term(sign, num_SPK, None)
+    den_SPK = stack[len(numerators) :]
+    if (den_SPK < 0).any() or (den_SPK.sum((0, 1)) <= 0).any():
+        raise DataError(f"{name}: denominators must be >= 0 and not all 0, the smallest is {den_SPK.min()}.")
+    return Term(sign, num_SPK, den_SPK)

@@ -99,7 +99,7 @@ def evaluate(
     result = {
         "schema_version": 1,
         "arm": arm_name,
-        "algorithm": arm.algorithm.model_dump(mode="json") if arm else None,
+        "algorithm": arm.algorithm.model_dump(mode="json", exclude_none=True) if arm else None,
         "seed": seed,
         "num_problems": len(problems),
         "num_samples": config.num_samples,

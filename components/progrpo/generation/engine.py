@@ -23,10 +23,15 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled completion: its tokens, up to and with the first EOS, and why it ended."""
+    """One sampled completion: its tokens, up to and with the first EOS, and why it ended.
+
+    ``logprobs``: of each token under the distribution it was drawn from before any nucleus cut, at the sampling
+    temperature, nats; None where the engine does not report them.
+    """
 
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
+    logprobs: tuple[float, ...] | None = None
 
 
 class Engine(Protocol):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.trainer.utils import nanstd
 
-from progrpo.algorithms import group_relative_advantage
+from progrpo.algorithms import group_relative_advantage, has_signal
 from progrpo.algorithms.advantage import STD_EPSILON
 
 NAN = float("nan")
@@ -76,3 +76,26 @@ def test_it_is_centred_and_equals_trl(rewards):
     assert abs(advantages.double().mean().item()) < 1e-3 * max(1.0, advantages.abs().max().item())
     trl = (rewards_PG - rewards_PG.nanmean(dim=1, keepdim=True)) / (nanstd(rewards_PG, dim=1)[:, None] + 1e-4)
     assert torch.equal(advantages, torch.nan_to_num(trl, nan=0.0))
+
+
+def test_groups_with_and_without_a_signal():
+    advantages = group_relative_advantage(torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]))
+    gate = torch.tensor([[True] * 3, [False] * 3, [True] * 3])
+    assert has_signal(advantages).tolist() == [True, False, False]
+    assert has_signal(advantages, gate).tolist() == [True, False, True]
+    assert has_signal(group_relative_advantage(torch.tensor([[1.0, NAN], [NAN, NAN]]))).tolist() == [False, False]
+
+
+@settings(deadline=None)
+@given(st.floats(-1, 1, width=32), st.integers(2, 256), st.booleans())
+def test_equal_rewards_are_no_signal_however_float32_sums_them(reward, group_size, normalize_std):
+    advantages = group_relative_advantage(torch.full((1, group_size), reward), normalize_std=normalize_std)
+    assert has_signal(advantages).tolist() == [False]
+
+
+@pytest.mark.parametrize("normalize_std", [True, False])
+def test_one_different_reward_of_many_is_a_signal(normalize_std):
+    # a penalty less by 64 of DAPO's 4096 tokens on one of 256 completions
+    rewards = torch.full((1, 256), -1.0)
+    rewards[0, 0] += 64 / 4096
+    assert has_signal(group_relative_advantage(rewards, normalize_std=normalize_std)).tolist() == [True]

@@ -27,6 +27,9 @@ print("LOADED", json.dumps(loaded))
     [
         (["--help"], (*HEAVY, "kfp", "yaml")),
         (["run", "--help"], (*HEAVY, "kfp")),
+        (["plan", "--help"], (*HEAVY, "kfp")),
+        (["plan", "compare", "--preset", "smoke", "--no-dataset"], (*HEAVY, "kfp")),
+        (["rollouts", "--help"], (*HEAVY, "kfp")),
         (["presets"], (*HEAVY, "kfp")),
         (["compile", "--all", "--output", "OUTPUT"], HEAVY),
     ],

@@ -87,7 +87,8 @@ def test_a_seed_that_disagrees_widens_the_interval(tmp_path, write_evaluation):
     same, other = (comparison.arm(name).metrics["eval/pass_at_1"] for name in ("grpo", "progrpo"))
     assert same.value == other.value == 0.5
     assert (same.low, same.high) == (0.5, 0.5)
-    assert (other.low, other.high) == (0.0, 1.0)
+    assert other.low <= 0.0
+    assert other.high >= 1.0
 
 
 def test_level_reaches_the_bootstrap(tmp_path, write_evaluation):

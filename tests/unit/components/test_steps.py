@@ -40,8 +40,8 @@ def test_runs_are_arms_times_seeds_with_integers_again():
 
 def test_what_no_training_could_do_is_refused_before_anything_runs():
     recentred = {"name": "recentred", "algorithm": {"type": "progrpo", "prompt_confidence": "group_mean"}}
-    split = {"prompts_per_step": 2, "group_size": 4, "micro_batch_size": 4}
-    with pytest.raises(ConfigError, match="micro_batch_size 4 splits the 8"):
+    split = {"prompts_per_step": 2, "group_size": 4, "micro_batch_size": 2}
+    with pytest.raises(ConfigError, match="micro_batch_size 2 splits the groups of 4"):
         steps.validate_inputs("compare", {"arms": [ARMS[0], recentred], "train": split})
     few = {"source": {"type": "countdown", "num_train": 8}}
     with pytest.raises(DataError, match=r"holds 8 problems, but train\.prompts_per_step is 16"):

@@ -1,0 +1,166 @@
+"""A run that is killed and goes on is the run that was never killed, to the last bit."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from progrpo.config import Arm, TrainConfig
+from progrpo.errors import StateError
+from progrpo.metrics import read_jsonl
+from progrpo.training.train import train
+
+PROGRAM = Path(__file__).with_name("killed_runs.py")
+DURATIONS = {"train/step_s", "perf/tokens_per_s", "perf/peak_memory_gib"}
+CONFIG = {
+    "steps": 60,
+    "prompts_per_step": 4,
+    "group_size": 4,
+    "updates_per_rollout": 2,  # so that most points lie in the middle of a batch of rollouts
+    "num_iterations": 2,
+    "learning_rate": 1e-4,
+    "warmup_steps": 30,
+    "weight_decay": 0.01,
+    "max_completion_tokens": 9,
+    "device": "cpu",
+    "log_rollouts_every": 7,
+    "heldout": {"every": 20, "num_problems": 8, "num_samples": 2},
+}
+ARM = {"name": "progrpo", "algorithm": {"type": "progrpo", "alpha": 1.0, "dynamic_sampling": {"max_rounds": 1}}}
+
+
+def metrics_of(output):
+    return [{k: v for k, v in row.items() if k not in DURATIONS} for row in read_jsonl(output / "metrics.jsonl")]
+
+
+def weights_of(output):
+    return load_file(output / "checkpoint" / "model.safetensors")
+
+
+def rollouts_of(output):
+    return {path.name: pq.read_table(path) for path in sorted((output / "rollouts").iterdir())}
+
+
+@pytest.fixture
+def run(tiny_dataset, embedded_checkpoint, tmp_path):
+    """Train in killed processes; return the output of the attempt that ended, and how many were killed."""
+
+    def run(name, *, kills, ranks=1, arm=ARM, every=3, **config):
+        config = CONFIG | {"distributed": {"num_processes": ranks}} | config
+        if kills:
+            config["checkpointing"] = {"uri": str(tmp_path / f"{name}-state"), "every": every}
+        settings = {
+            "dataset": str(tiny_dataset),
+            "checkpoint": str(embedded_checkpoint),
+            "arm": arm,
+            "config": config,
+            "output": str(tmp_path / name),
+            "kills": kills,
+            "ranks": ranks,
+            "seed": 11,
+        }
+        (tmp_path / f"{name}.json").write_text(json.dumps(settings))
+        command = [sys.executable, str(PROGRAM), str(tmp_path / f"{name}.json")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=540)
+        assert done.returncode == 0, done.stderr[-3000:]
+        result = json.loads(done.stdout.splitlines()[-1])
+        return Path(result["output"]), result["kills"]
+
+    return run
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_no_bit(run):
+    whole, _ = run("whole", kills=0)
+    resumed, kills = run("killed", kills=20)
+    assert kills == 20
+    assert metrics_of(resumed) == metrics_of(whole)
+    assert [row["step"] for row in metrics_of(resumed)] == list(range(61))
+    expected, weights = weights_of(whole), weights_of(resumed)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert rollouts_of(resumed) == rollouts_of(whole)
+
+
+@pytest.mark.slow
+def test_two_ranks_go_on_as_well(run):
+    settings = {"steps": 16, "heldout": None, "warmup_steps": 4}
+    whole, _ = run("whole", kills=0, ranks=2, **settings)
+    resumed, kills = run("killed", kills=3, ranks=2, every=2, **settings)
+    assert kills == 3
+    for row, expected in zip(metrics_of(resumed), metrics_of(whole), strict=True):
+        assert row == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    expected, weights = weights_of(whole), weights_of(resumed)
+    for name in expected:
+        torch.testing.assert_close(weights[name], expected[name], rtol=1e-4, atol=1e-6)
+
+
+def attempt(tmp_path, dataset, checkpoint, name, *, arm=ARM, seed=3, **config):
+    settings = {"steps": 4, "heldout": None, "warmup_steps": 0, "log_rollouts_every": 0}
+    settings |= {"checkpointing": {"uri": str(tmp_path / "state"), "every": 2}} | config
+    output = tmp_path / name
+    manifest = train(
+        Arm(**arm), seed, TrainConfig(**(CONFIG | settings)), dataset=dataset, checkpoint=checkpoint, output=output
+    )
+    return output, manifest
+
+
+def test_a_run_goes_on_for_more_steps_and_no_other_run_does(tmp_path, tiny_dataset, embedded_checkpoint):
+    places = (tmp_path, tiny_dataset, embedded_checkpoint)
+    attempt(*places, "short", steps=4)
+    longer, manifest = attempt(*places, "longer", steps=6)
+    whole, _ = attempt(*places, "whole", steps=6, checkpointing=None)
+    assert metrics_of(longer) == metrics_of(whole)
+    assert manifest.metadata["steps"] == 6
+    with pytest.raises(StateError, match=r"train\.learning_rate was 0\.0001 and is 0\.001 now"):
+        attempt(*places, "other", learning_rate=1e-3)
+    with pytest.raises(StateError, match=r"seed3 .*saved by another run|arm\.algorithm"):
+        attempt(*places, "other2", arm={"name": "progrpo", "algorithm": {"type": "progrpo", "alpha": 0.5}})
+    assert not (tmp_path / "other" / "manifest.json").exists()
+
+
+def test_a_damaged_point_is_passed_over(tmp_path, tiny_dataset, embedded_checkpoint, caplog):
+    places = (tmp_path, tiny_dataset, embedded_checkpoint)
+    attempt(*places, "first", steps=6)
+    root = tmp_path / "state" / "run" / "progrpo-seed3"
+    assert sorted(path.name for path in root.glob("step_*")) == ["step_0000002", "step_0000004"]
+    newest = root / "step_0000004" / "weights.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    resumed, _ = attempt(*places, "second", steps=6)
+    assert "skipping the resume point of step 4" in caplog.text
+    assert metrics_of(resumed) == metrics_of(tmp_path / "first")
+
+
+def test_sigterm_saves_the_last_step_and_exits_with_143(tmp_path, tiny_dataset, embedded_checkpoint):
+    settings = {
+        "dataset": str(tiny_dataset),
+        "checkpoint": str(embedded_checkpoint),
+        "arm": ARM | {"algorithm": {"type": "grpo"}},
+        "seed": 0,
+        "train": CONFIG
+        | {"steps": 2000, "heldout": None, "checkpointing": {"uri": str(tmp_path / "state"), "every": 1000}},
+    }
+    (tmp_path / "train.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "progrpo_pipelines.cli", "step", "train"]
+    command += ["--config", str(tmp_path / "train.json"), "--output", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not any(len(read_jsonl(path)) >= 2 for path in tmp_path.glob(".run.*/metrics.jsonl")):
+        assert time.monotonic() < deadline, "training did not start"
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(timeout=30) == 143
+    (point,) = (tmp_path / "state" / "run" / "progrpo-seed0").glob("step_*")
+    assert read_jsonl(point / "metrics.jsonl")[-1]["step"] == int(point.name.removeprefix("step_"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_keep_best_needs_a_measurement():
+    with pytest.raises(ValueError, match="keep_best needs heldout"):
+        TrainConfig(checkpointing={"uri": "x", "keep_best": True})

@@ -1,0 +1,67 @@
+"""The real vLLM on a CPU, in an environment of its own: make test-vllm-cpu. Not part of make test."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ |= {
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "VLLM_CPU_CI_ENV": "1",  # no compilation, which takes longer than these tests
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+
+
+@pytest.fixture(scope="session")
+def long_checkpoint(embedded_checkpoint: Path, tmp_path_factory) -> Path:
+    """A random Llama with room for several of vLLM's blocks, and a generation_config to stumble over."""
+    import torch
+    from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    directory = tmp_path_factory.mktemp("checkpoint") / "long"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=85,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=0.3,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(embedded_checkpoint).save_pretrained(directory)
+    GenerationConfig(do_sample=True, top_k=1, temperature=0.1, eos_token_id=list(range(2, 60))).save_pretrained(
+        directory
+    )
+    return directory
+
+
+@pytest.fixture(scope="session")
+def prompts(embedded_checkpoint: Path, tiny_dataset: Path) -> list[list[int]]:
+    """Four countdown prompts of different lengths."""
+    from progrpo.checkpoints.loading import load_tokenizer, render_prompts
+    from progrpo.data.dataset import load_problems
+
+    rendered = render_prompts(load_tokenizer(embedded_checkpoint), load_problems(tiny_dataset, "eval"))
+    return sorted(rendered, key=len)[::5][:4]
+
+
+@pytest.fixture(scope="session")
+def measured(request: pytest.FixtureRequest):
+    """Print a figure for docs/vllm.md, also where the test passes."""
+    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+
+    def measured(**figures: object) -> None:
+        reporter.write_line(f"\n  measured {json.dumps(figures)}")
+
+    return measured
