@@ -19,9 +19,9 @@ from progrpo.comparison.curves import logged_metrics, training_curves
 from progrpo.comparison.palette import Look, looks
 from progrpo.comparison.result import Comparison, Estimate
 from progrpo.comparison.sources import Evaluation, Floats, Training, read_prompts
-from progrpo.comparison.tables import label
+from progrpo.comparison.tables import band_words, label
 from progrpo.config import START
-from progrpo.metrics import TRAIN_METRICS
+from progrpo.metrics import TRAIN_METRICS, pass_at
 
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _MAX_SCATTER_PROBLEMS = 2000
@@ -88,10 +88,57 @@ def pass_at_k_chart(comparison: Comparison) -> Chart:
         f"{arm.name} {100 * arm.curve[0].value:.1f} % to {100 * arm.curve[-1].value:.1f} %" for arm in comparison.arms
     )
     caption = (
-        f"The chance that at least one of k completions is correct; bands are {100 * comparison.level:g} % intervals. "
-        "Bands that overlap can hide a resolved difference: differences are paired by problem, bands are not."
+        f"The chance that at least one of k completions is correct; bands are {100 * comparison.level:g} % intervals "
+        "at each k. Bands that overlap can hide a resolved difference, since differences are paired by problem."
     )
     return _chart("pass-at-k", f"Every k up to {comparison.num_samples}", caption, f"Pass@k: {ends}.", figure)
+
+
+def difference_chart(comparison: Comparison) -> Chart | None:
+    """Pass@k of every trained arm minus the baseline's, with a band that holds at every k at once."""
+    import plotly.graph_objects as go
+
+    differences = [d for d in comparison.differences if d.arm != START or len(comparison.differences) == 1]
+    if not differences:
+        return None
+    styles = looks([arm.name for arm in comparison.arms])
+    figure = go.Figure()
+    words = []
+    for difference in differences:
+        look, curve = styles[difference.arm], difference.curve
+        ks = [point.k for point in curve]
+        figure.add_scatter(
+            x=[*ks, *reversed(ks)],
+            y=[*(100 * p.band_high for p in curve), *(100 * p.band_low for p in reversed(curve))],
+            fill="toself",
+            fillcolor=look.translucent(0.18),
+            line={"width": 0},
+            mode="lines",
+            legendgroup=difference.arm,
+            showlegend=False,
+            hoverinfo="skip",
+        )
+        figure.add_scatter(
+            x=ks,
+            y=[100 * p.value for p in curve],
+            customdata=[[100 * p.band_low, 100 * p.band_high] for p in curve],
+            mode="lines",
+            name=difference.arm,
+            legendgroup=difference.arm,
+            line={"color": look.colour, "width": 2.5, "dash": look.dash},
+            hovertemplate="%{y:+.1f} points [%{customdata[0]:+.1f}, %{customdata[1]:+.1f}]",
+        )
+        words.append(band_words(difference, comparison.baseline))
+    figure.add_hline(y=0, line={"width": 1, "dash": "dot", "color": "#808080"})
+    ks = list(comparison.ks)
+    figure.update_xaxes(title="k, completions drawn (log scale)", type="log", tickvals=ks, ticktext=list(map(str, ks)))
+    figure.update_yaxes(title=f"Pass@k minus {comparison.baseline} (points)")
+    figure.update_layout(hovermode="x unified")
+    caption = (
+        f"Bands hold at every k at once with {100 * comparison.level:g} %: where one excludes 0, the difference is "
+        f"resolved without a correction for many k. {' '.join(words)}"
+    )
+    return _chart("difference", f"Difference to {comparison.baseline} at every k", caption, " ".join(words), figure)
 
 
 def bar_charts(comparison: Comparison) -> list[Chart]:
@@ -196,7 +243,7 @@ def cost_chart(comparison: Comparison) -> Chart | None:
     figure = go.Figure()
     words = []
     for arm, metrics in gains.items():
-        names = list(metrics)
+        names = [pass_at(k) for k in dict.fromkeys((comparison.ks[0], comparison.ks[-1]))]
         figure.add_scatter(
             x=[costs[arm]] * len(names),
             y=[100 * metrics[name].value for name in names],
@@ -216,7 +263,7 @@ def cost_chart(comparison: Comparison) -> Chart | None:
             },
             hovertemplate=f"{arm}: %{{x:.3g}} h, %{{text}} %{{y:+.1f}} points<extra></extra>",
         )
-        gained = ", ".join(f"{label(n).partition(' (')[0]} {100 * v.value:+.1f} points" for n, v in metrics.items())
+        gained = ", ".join(f"{label(n).partition(' (')[0]} {100 * metrics[n].value:+.1f} points" for n in names)
         words.append(f"{arm} {costs[arm]:.3g} h: {gained}")
     figure.update_xaxes(title=title, rangemode="tozero")
     figure.update_yaxes(title=f"gain over {START} (points)", zeroline=True)

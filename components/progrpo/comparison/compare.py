@@ -22,7 +22,7 @@ from progrpo.comparison.statistics import estimate_arm, subtract
 from progrpo.comparison.tables import markdown_summary
 from progrpo.config import START, CompareConfig
 from progrpo.manifest import MANIFEST_NAME, Manifest, write_manifest
-from progrpo.metrics import Progress, pass_at
+from progrpo.metrics import Progress
 
 REPORT_NAME, SUMMARY_NAME = "report.html", "summary.md"
 
@@ -108,7 +108,6 @@ def _estimate(
     for of_arm in by_arm.values():
         arms.append(estimate_arm(of_arm, trainings, ks, config))
         progress.update(len(arms), len(by_arm))
-    metrics = list(arms[0].metrics)
     baseline = by_arm[config.baseline]
     differing = protocol_differences(everything)
     return Comparison(
@@ -123,7 +122,7 @@ def _estimate(
         protocol_differences=tuple(differing),
         arms=tuple(arms),
         differences=tuple(
-            subtract(by_arm[arm], baseline, metrics, config)
+            subtract(by_arm[arm], baseline, ks, config)
             for arm in sorted(by_arm, key=lambda arm: arm == START)  # stable: start last
             if arm != config.baseline
         ),
@@ -136,5 +135,4 @@ def _estimate(
 def _gains(config: CompareConfig, by_arm: dict[str, list[Evaluation]], ks: Sequence[int]) -> tuple[ArmDifference, ...]:
     if START not in by_arm:
         return ()
-    ends = [pass_at(k) for k in dict.fromkeys((ks[0], ks[-1]))]
-    return tuple(subtract(by_arm[arm], by_arm[START], ends, config) for arm in by_arm if arm != START)
+    return tuple(subtract(by_arm[arm], by_arm[START], ks, config) for arm in by_arm if arm != START)

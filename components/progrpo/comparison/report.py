@@ -62,7 +62,11 @@ def render_report(
         assert "</script" not in text.lower(), f"{name} cannot be put into a page"
     main_training, other_training = charts.training_charts(comparison, trainings)
     shown = {
-        "curve": [charts.pass_at_k_chart(comparison)],
+        "curve": [
+            chart
+            for chart in [charts.pass_at_k_chart(comparison), charts.difference_chart(comparison)]
+            if chart is not None
+        ],
         "training": main_training,
         "other_training": other_training,
         "bars": charts.bar_charts(comparison),

@@ -30,9 +30,11 @@ class Estimate(_Frozen):
 
 
 class CurvePoint(Estimate):
-    """Pass@k at one k."""
+    """Pass@k at one k, of an arm or of the difference of two; the band holds at every k at once."""
 
     k: int
+    band_low: float
+    band_high: float
 
 
 class Difference(Estimate):
@@ -87,6 +89,10 @@ class ArmDifference(_Frozen):
 
     arm: str
     metrics: dict[str, Difference]
+    curve: tuple[CurvePoint, ...] = Field(description="of Pass@k, at the k of the arm's own curve")
+    superiority: Estimate = Field(
+        description="probability that the arm solves a problem more often than the baseline, ties counting half"
+    )
 
 
 class RuleResult(_Frozen):
@@ -135,7 +141,7 @@ class Comparison(_Frozen):
     protocol_differences: tuple[str, ...] = Field(description="ways in which evaluations measured differently")
     arms: tuple[ArmResult, ...] = Field(description="start first, then the baseline, then the others by name")
     differences: tuple[ArmDifference, ...]
-    gains: tuple[ArmDifference, ...] = Field((), description="Pass@k of trained arms minus start, where it was given")
+    gains: tuple[ArmDifference, ...] = Field((), description="trained arms minus start, where it was given")
     warnings: tuple[str, ...]
     gate: GateResult | None = Field(None, description="None: no rules were given")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from progrpo.comparison.result import ArmResult, Comparison, Difference, Estimate
+from progrpo.comparison.result import ArmDifference, ArmResult, Comparison, Difference, Estimate
 from progrpo.config import START
 from progrpo.metrics import EVAL_METRICS, pass_at
 
@@ -80,6 +80,19 @@ def headline_sentences(comparison: Comparison) -> list[str]:
         parts = [_difference_phrase(name, difference.metrics[name]) for name in names]
         sentences.append(f"{alarm}{difference.arm} minus {comparison.baseline}: {'; '.join(parts)}.")
     return sentences or [f"{comparison.baseline} is the only arm; there is nothing to compare it with."]
+
+
+def band_words(difference: ArmDifference, baseline: str) -> str:
+    """Say at which k the simultaneous band of a difference excludes 0: "progrpo is above grpo for k from 2 to 8."."""
+    parts = []
+    for word, resolved in (
+        ("above", [p.k for p in difference.curve if p.band_low > 0]),
+        ("below", [p.k for p in difference.curve if p.band_high < 0]),
+    ):
+        if resolved:
+            where = f"k from {resolved[0]} to {resolved[-1]}" if len(resolved) > 1 else f"k = {resolved[0]}"
+            parts.append(f"{word} {baseline} for {where}")
+    return f"{difference.arm} is {' and '.join(parts) or f'not resolved against {baseline} at any k'}."
 
 
 def _difference_phrase(name: str, difference: Difference) -> str:
