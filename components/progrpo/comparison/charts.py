@@ -23,7 +23,7 @@ from progrpo.comparison.tables import band_words, label
 from progrpo.config import START
 from progrpo.metrics import TRAIN_METRICS, pass_at
 
-_DASHES = ("solid", "dash", "dot", "dashdot")
+DASHES = ("solid", "dash", "dot", "dashdot")
 _MAX_SCATTER_PROBLEMS = 2000
 _MAIN_TRAIN_METRICS = ("train/entropy", "train/reward")
 
@@ -91,7 +91,7 @@ def pass_at_k_chart(comparison: Comparison) -> Chart:
         f"The chance that at least one of k completions is correct; bands are {100 * comparison.level:g} % intervals "
         "at each k. Bands that overlap can hide a resolved difference, since differences are paired by problem."
     )
-    return _chart("pass-at-k", f"Every k up to {comparison.num_samples}", caption, f"Pass@k: {ends}.", figure)
+    return make_chart("pass-at-k", f"Every k up to {comparison.num_samples}", caption, f"Pass@k: {ends}.", figure)
 
 
 def difference_chart(comparison: Comparison) -> Chart | None:
@@ -138,7 +138,7 @@ def difference_chart(comparison: Comparison) -> Chart | None:
         f"Bands hold at every k at once with {100 * comparison.level:g} %: where one excludes 0, the difference is "
         f"resolved without a correction for many k. {' '.join(words)}"
     )
-    return _chart("difference", f"Difference to {comparison.baseline} at every k", caption, " ".join(words), figure)
+    return make_chart("difference", f"Difference to {comparison.baseline} at every k", caption, " ".join(words), figure)
 
 
 def bar_charts(comparison: Comparison) -> list[Chart]:
@@ -178,7 +178,7 @@ def _bars(comparison: Comparison, metric: str, chart_id: str, title: str) -> Cha
     figure.update_yaxes(title=label(metric), rangemode="tozero")
     words = "; ".join(f"{arm} {e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" for arm, e in estimates.items())
     caption = f"Bars: the mean over seeds. Lines: {100 * comparison.level:g} % intervals."
-    return _chart(chart_id, title, caption, f"{title}: {words}.", figure, small=True)
+    return make_chart(chart_id, title, caption, f"{title}: {words}.", figure, small=True)
 
 
 def training_charts(comparison: Comparison, trainings: Sequence[Training]) -> tuple[list[Chart], list[Chart]]:
@@ -205,7 +205,7 @@ def _training_chart(metric: str, trainings: Sequence[Training], styles: Mapping[
     seeds = sorted({curve.seed for curve in curves})
     shown: set[str] = set()
     for curve in curves:
-        look, dash = styles[curve.arm], _DASHES[seeds.index(curve.seed) % len(_DASHES)]
+        look, dash = styles[curve.arm], DASHES[seeds.index(curve.seed) % len(DASHES)]
         common = {"x": curve.steps, "mode": "lines", "legendgroup": curve.arm}
         figure.add_scatter(
             **common,
@@ -228,7 +228,7 @@ def _training_chart(metric: str, trainings: Sequence[Training], styles: Mapping[
     ends = "; ".join(f"{c.arm} seed {c.seed} from {c.smoothed[0]:.3g} to {c.smoothed[-1]:.3g}" for c in curves)
     meaning = TRAIN_METRICS[metric]
     caption = f"{meaning[0].upper()}{meaning[1:]}."
-    return _chart(_chart_id(metric), metric, caption, f"Over training: {ends}.", figure, small=small)
+    return make_chart(_chart_id(metric), metric, caption, f"Over training: {ends}.", figure, small=small)
 
 
 def cost_chart(comparison: Comparison) -> Chart | None:
@@ -258,6 +258,7 @@ def cost_chart(comparison: Comparison) -> Chart | None:
                 "symmetric": False,
                 "array": [100 * (metrics[name].high - metrics[name].value) for name in names],
                 "arrayminus": [100 * (metrics[name].value - metrics[name].low) for name in names],
+                "color": styles[arm].colour,
                 "thickness": 1.5,
                 "width": 6,
             },
@@ -268,7 +269,7 @@ def cost_chart(comparison: Comparison) -> Chart | None:
     figure.update_xaxes(title=title, rangemode="tozero")
     figure.update_yaxes(title=f"gain over {START} (points)", zeroline=True)
     caption = f"Means over seeds; lines are {100 * comparison.level:g} % intervals of the gain, paired by problem."
-    return _chart("cost", "Cost against gain", caption, f"{'; '.join(words)}.", figure)
+    return make_chart("cost", "Cost against gain", caption, f"{'; '.join(words)}.", figure)
 
 
 def training_costs(comparison: Comparison) -> tuple[dict[str, float], str]:
@@ -348,7 +349,7 @@ def scatter_chart(comparison: Comparison, evaluations: Mapping[str, Sequence[Eva
         f"moved a little so that equal points show. Above the dotted line the arm solves the problem more often than "
         f"{comparison.baseline}. Click a point to read the completions."
     )
-    return _chart("per-problem", "Success rate of each problem", caption, f"{words}.", figure)
+    return make_chart("per-problem", "Success rate of each problem", caption, f"{words}.", figure)
 
 
 def _hover_text(problem_id: str, prompt: str | None) -> str:
@@ -363,7 +364,8 @@ def success_rates(evaluations: Sequence[Evaluation]) -> Floats:
     return rates
 
 
-def _chart(chart_id: str, title: str, caption: str, description: str, figure: Any, *, small: bool = False) -> Chart:
+def make_chart(chart_id: str, title: str, caption: str, description: str, figure: Any, *, small: bool = False) -> Chart:
+    """Lay a Plotly figure out as every plot of the report is."""
     figure.update_layout(
         template="none",
         margin={"l": 56, "r": 12, "t": 12, "b": 48},

@@ -71,7 +71,7 @@ def compare(
     (output / REPORT_NAME).write_text(render_report(comparison, by_arm, runs), encoding="utf-8")
     for stale in (output / "plots").glob("*.png"):
         stale.unlink()
-    write_pngs(comparison, runs, output / "plots")
+    write_pngs(comparison, by_arm, runs, output / "plots")
     inputs = {f"evaluation/{e.arm}" + ("" if e.seed is None else f"/seed-{e.seed}"): e.digest for e in read}
     inputs.update({f"training/{t.arm}/seed-{t.seed}": t.digest for t in runs})
     return write_manifest(

@@ -12,6 +12,7 @@ from typing import Any
 from progrpo.comparison import charts, tables
 from progrpo.comparison.checks import flatten
 from progrpo.comparison.drilldown import Drilldown, embed_completions
+from progrpo.comparison.evaluation_charts import auroc_rows, calibration_chart, position_charts
 from progrpo.comparison.examples import find_examples
 from progrpo.comparison.gate import rule_text
 from progrpo.comparison.palette import looks
@@ -69,6 +70,8 @@ def render_report(
         ],
         "training": main_training,
         "other_training": other_training,
+        "position": position_charts(comparison, evaluations),
+        "calibration": [chart for chart in [calibration_chart(comparison, evaluations)] if chart is not None],
         "bars": charts.bar_charts(comparison),
         "scatter": [chart for chart in [charts.scatter_chart(comparison, evaluations)] if chart is not None],
         "cost": [chart for chart in [charts.cost_chart(comparison)] if chart is not None],
@@ -88,6 +91,7 @@ def render_report(
         completions=None if drilldown is None else _completions(drilldown, comparison, evaluations),
         examples=find_examples(comparison, evaluations),
         trained=trained,
+        auroc_rows=auroc_rows(evaluations),
         method_rows=config_rows([_method(arm) for arm in trained]),
         train_rows=config_rows([arm.train or {} for arm in trained]),
         protocol=comparison.protocol,

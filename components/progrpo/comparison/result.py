@@ -48,6 +48,7 @@ class SeedResult(_Frozen):
 
     seed: int | None = Field(description="None: the checkpoint before training")
     metrics: dict[str, float]
+    further: dict[str, Estimate] = Field(description="metrics of evaluation.json beyond those, over its problems alone")
     train_wall_time_s: float | None
     train_gpu_hours: float | None = Field(description="GPUs held x wall time; None: not known, or trained on a CPU")
     eval_wall_time_s: float

@@ -225,6 +225,11 @@ def _seed_result(evaluation: Evaluation, training: Training | None, metrics: Seq
     return SeedResult(
         seed=evaluation.seed,
         metrics=values,
+        further={
+            name: Estimate(value=measured.value, low=measured.low, high=measured.high)
+            for name, measured in summary.metrics.items()
+            if name not in values
+        },
         train_wall_time_s=train_wall_time_s,
         train_gpu_hours=_gpu_hours(train_wall_time_s, metadata),
         eval_wall_time_s=summary.eval_wall_time_s,

@@ -159,12 +159,18 @@ def label(name: str) -> str:
     """Return a metric's heading, with its unit."""
     if name.startswith("eval/pass_at_"):
         return f"Pass@{name.removeprefix('eval/pass_at_')} (%)"
-    return _LABELS[name]
+    return _LABELS.get(name) or name.removeprefix("eval/").replace("_", " ").capitalize()
 
 
 def meaning(name: str) -> str:
-    """Return a metric's definition."""
-    return EVAL_METRICS["eval/pass_at_{k}" if name.startswith("eval/pass_at_") else name]
+    """Return a metric's definition; empty for one that this version does not know."""
+    numbered = f"{name.rpartition('_')[0]}_{{k}}"
+    return EVAL_METRICS.get(name) or EVAL_METRICS.get(numbered, "")
+
+
+def further_metrics(comparison: Comparison) -> list[str]:
+    """Return the metrics that evaluations report beyond those that are compared, in the order in which they come."""
+    return list(dict.fromkeys(name for arm in comparison.arms for seed in arm.per_seed for name in seed.further))
 
 
 def number(name: str, value: float) -> str:

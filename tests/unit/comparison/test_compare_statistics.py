@@ -8,12 +8,12 @@ import pytest
 from progrpo.comparison import tables
 from progrpo.comparison.compare import compare
 from progrpo.comparison.curves import moving_average
-from progrpo.comparison.result import read_comparison
+from progrpo.comparison.result import OTHER_METRICS, read_comparison
 from progrpo.comparison.statistics import curve_ks
 from progrpo.config import CompareConfig
 from progrpo.errors import ManifestError
 from progrpo.manifest import read_manifest
-from progrpo.metrics import EVAL_METRICS, Progress
+from progrpo.metrics import Progress
 
 QUICK = CompareConfig(num_resamples=200)
 
@@ -156,7 +156,7 @@ def test_train_time_is_taken_from_the_run_when_the_evaluation_lacks_it(tmp_path,
 
 def test_every_metric_is_there_and_every_k_on_the_curve(report_directory):
     comparison = read_comparison(report_directory)
-    names = {name for name in EVAL_METRICS if "{k}" not in name} | {f"eval/pass_at_{k}" for k in (1, 2, 4, 8)}
+    names = set(OTHER_METRICS) | {f"eval/pass_at_{k}" for k in (1, 2, 4, 8)}
     for arm in comparison.arms:
         assert set(arm.metrics) == names
         assert [point.k for point in arm.curve] == list(range(1, 9))
@@ -186,7 +186,8 @@ def test_the_artifact_is_whole_and_names_its_inputs(report_directory):
     manifest = read_manifest(report_directory, "comparison")
     assert set(manifest.files) == {
         "comparison.json", "report.html", "summary.md", "table.csv", "table.tex",
-        "plots/pass_at_k.png", "plots/training_entropy.png", "plots/training_reward.png",
+        "plots/pass_at_k.png", "plots/training_entropy.png", "plots/training_reward.png", "plots/difference.png",
+        "plots/entropy_by_position.png", "plots/calibration.png",
     }  # fmt: skip
     assert "evaluation/start" in manifest.inputs
     assert "evaluation/progrpo/seed-1" in manifest.inputs

@@ -26,7 +26,7 @@
     };
   };
   const withInk = (trace, theme) =>
-    trace.error_y ? { ...trace, error_y: { ...trace.error_y, color: theme.ink } } : trace;
+    trace.error_y ? { ...trace, error_y: { color: theme.ink, ...trace.error_y } } : trace;
 
   const drawOne = (id, theme, paper) => {
     const element = document.getElementById(id);
