@@ -11,8 +11,9 @@ from progrpo.errors import ComparisonError
 
 # Other problems, or another number of completions of them, leave nothing to pair.
 _REFUSED_PROTOCOL_KEYS = ("dataset_digest", "num_samples")
-# Which completions are drawn is no part of what is measured; that the problems agree is checked one by one.
-_FREE_PROTOCOL_KEYS = {"seed", "max_problems"}
+# Which completions are drawn, and with what arithmetic, is no part of what is measured; that the problems agree is
+# checked one by one; the digest sums up the other keys.
+_FREE_PROTOCOL_KEYS = {"seed", "max_problems", "dtype", "engine", "digest"}
 # Nor is how fast an evaluation runs.
 _FREE_EVALUATION_KEYS = {"seed", "ks", "batch_size", "device", "num_threads", "max_problems"}
 _FREE_TRAINING_KEYS = {"device", "num_threads", "log_rollouts_every", "checkpointing"}
@@ -165,7 +166,7 @@ def _short(digests: Mapping[str, str]) -> dict[str, str]:
 
 def _evaluation_warnings(evaluations: Sequence[Evaluation]) -> Iterator[str]:
     configs = {evaluation.label: evaluation.config.get("evaluation") or {} for evaluation in evaluations}
-    measured = {key for evaluation in evaluations for key in evaluation.summary.protocol}
+    measured = {key for evaluation in evaluations for key in evaluation.summary.protocol} - _FREE_PROTOCOL_KEYS
     for difference in _differences(configs, _FREE_EVALUATION_KEYS | measured):
         yield f"Evaluation differed: {difference}."
     for evaluation in evaluations:

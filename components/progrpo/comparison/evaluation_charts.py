@@ -79,10 +79,6 @@ def calibration_chart(comparison: Comparison, evaluations: Mapping[str, Sequence
     if not measured:
         return None
     figure, words = go.Figure(), []
-    figure.add_scatter(
-        x=[0, 1], y=[0, 100], mode="lines", line={"width": 1, "dash": "dot", "color": "#808080"},
-        showlegend=False, hoverinfo="skip",
-    )  # fmt: skip
     for evaluation in measured:
         calibration = evaluation.summary.calibration
         assert calibration is not None
@@ -115,7 +111,7 @@ def calibration_chart(comparison: Comparison, evaluations: Mapping[str, Sequence
     figure.update_yaxes(title="correct (%)", range=[-3, 103])
     caption = (
         "Completions in groups of equal size by c(o|q), the signal that ProGRPO lowers advantages by. Where the line "
-        "rises, confident completions are right more often; on the dotted line confidence is the chance to be right."
+        "rises, confident completions are right more often. c(o|q) is no probability of being right: no diagonal."
     )
     return make_chart("calibration", "Reliability of c(o|q)", caption, f"{'; '.join(words) or 'no AUROC'}.", figure)
 

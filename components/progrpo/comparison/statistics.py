@@ -25,6 +25,7 @@ from progrpo.comparison.result import (
 )
 from progrpo.comparison.sources import Evaluation, Floats, Training
 from progrpo.config import CompareConfig
+from progrpo.errors import ComparisonError
 from progrpo.evaluation.bootstrap import (
     Curve,
     bootstrap_curve,
@@ -116,6 +117,9 @@ def metric_values(evaluation: Evaluation, name: str) -> MetricValues:
     Args:
         evaluation: one evaluation.
         name: a key of :data:`progrpo.metrics.EVAL_METRICS`, with k filled in.
+
+    Raises:
+        ComparisonError: a metric that is not one of those compared.
     """
     num_samples = evaluation.summary.num_samples
     if name.startswith(pass_prefix := "eval/pass_at_"):
@@ -132,6 +136,11 @@ def metric_values(evaluation: Evaluation, name: str) -> MetricValues:
         "eval/completion_tokens": MetricValues(tokens_P, samples_P, None),
         "eval/truncated_frac": MetricValues(evaluation.num_truncated_P.astype(np.float64), samples_P, (0.0, 1.0)),
     }
+    if name not in values:
+        raise ComparisonError(
+            f"{name} is not compared between arms; allowed are eval/pass_at_{{k}}, {', '.join(values)}. It is in the "
+            f"report as each evaluation measured it."
+        )
     return values[name]
 
 

@@ -11,13 +11,22 @@ from progrpo.metrics import EVAL_METRICS, pass_at
 
 NOT_RESOLVED = "not resolved"
 RESOLVED = "resolved"
-_PERCENT = ("eval/pass_at_", "eval/truncated_frac")
+_OF_K = {"eval/pass_at_": "Pass", "eval/majority_at_": "Majority", "eval/mg_pass_at_": "mG-Pass"}
+_PERCENT = (*_OF_K, "eval/truncated_frac", "eval/unscored_frac")
 _LABELS = {
     "eval/entropy": "Entropy (nats)",
+    "eval/entropy_correct": "Entropy, correct (nats)",
+    "eval/entropy_incorrect": "Entropy, wrong (nats)",
     "eval/sampled_nll": "Sampled NLL (nats)",
+    "eval/answer_entropy": "Answer entropy (nats)",
     "eval/distinct_correct": "Distinct correct",
+    "eval/distinct_paths": "Distinct paths",
+    "eval/self_bleu": "Self-BLEU",
+    "eval/distinct_ngram_frac": "Distinct 4-grams",
     "eval/completion_tokens": "Completion tokens",
     "eval/truncated_frac": "Truncated (%)",
+    "eval/unscored_frac": "Not scored (%)",
+    "eval/answer_confidence": "Answer confidence",
 }
 
 
@@ -157,8 +166,9 @@ def verdict(difference: Difference) -> str:
 
 def label(name: str) -> str:
     """Return a metric's heading, with its unit."""
-    if name.startswith("eval/pass_at_"):
-        return f"Pass@{name.removeprefix('eval/pass_at_')} (%)"
+    for prefix, text in _OF_K.items():
+        if name.startswith(prefix):
+            return f"{text}@{name.removeprefix(prefix)} (%)"
     return _LABELS.get(name) or name.removeprefix("eval/").replace("_", " ").capitalize()
 
 

@@ -11,7 +11,7 @@ from progrpo.metrics import EVAL_METRICS
 
 Outcome = Literal["promote", "reject", "not_resolved"]
 
-LOWER_IS_BETTER = frozenset({"eval/completion_tokens", "eval/truncated_frac"})
+LOWER_IS_BETTER = frozenset({"eval/completion_tokens", "eval/self_bleu", "eval/truncated_frac", "eval/unscored_frac"})
 """Metrics of which less is better; of all others more is."""
 
 

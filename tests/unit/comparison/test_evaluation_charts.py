@@ -1,7 +1,6 @@
 """What evaluations measured themselves: entropy by position, calibration, metrics beyond those compared."""
 
 import json
-import re
 
 import pytest
 
@@ -78,7 +77,7 @@ def test_metrics_beyond_those_compared_are_shown_as_measured(measured):
     comparison, _, page = measured
     assert list(comparison.arm("progrpo").per_seed[0].further) == ["eval/majority_at_2"]  # Pass@1 is compared
     assert comparison.arm("grpo").per_seed[0].further == {}
-    assert re.search(r"Majority.{0,3}at 2|Majority@2", page)
+    assert "Majority@2 (%)" in page
 
 
 def test_without_any_of_it_the_sections_are_left_out(tmp_path, write_evaluation):
