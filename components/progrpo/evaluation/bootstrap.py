@@ -73,7 +73,8 @@ class Term(NamedTuple):
         """Return the ratio of the pooled sums, [K]."""
         total_K: Array = self.num_SPK.sum((0, 1))
         count = self.num_SPK.shape[0] * self.num_SPK.shape[1]
-        return total_K / (count if self.den_SPK is None else self.den_SPK.sum((0, 1)))
+        ratio_K: Array = total_K / (count if self.den_SPK is None else self.den_SPK.sum((0, 1)))
+        return ratio_K
 
 
 def bootstrap_mean(
@@ -358,7 +359,7 @@ def variance_parts(terms: Sequence[Term]) -> tuple[Array, Array, list[tuple[Arra
         together is counted in both, so the sum is not too small.
     """
     num_problems = terms[0].num_SPK.shape[1]
-    influence_PK = np.zeros(terms[0].num_SPK.shape[1:])
+    influence_PK: Array = np.zeros(terms[0].num_SPK.shape[1:])
     seeds_K = []
     for sign, num_SPK, den_SPK in terms:
         num_seeds, ratio_K = len(num_SPK), Term(sign, num_SPK, den_SPK).ratio()
@@ -368,7 +369,7 @@ def variance_parts(terms: Sequence[Term]) -> tuple[Array, Array, list[tuple[Arra
         if num_seeds > 1:
             seeds_K.append((influence_SPK.mean(1).var(0, ddof=1) / num_seeds, num_seeds))
     # One problem tells nothing of the spread between problems: its interval is what bounds allow.
-    problems_K = influence_PK.var(0, ddof=1) / num_problems if num_problems > 1 else np.zeros(influence_PK.shape[1])
+    problems_K = influence_PK.var(0, ddof=1) / num_problems if num_problems > 1 else 0 * influence_PK[0]
     return influence_PK, problems_K, seeds_K
 
 
