@@ -153,8 +153,10 @@ def train(
     with reported("train", arm=arm.name, seed=seed, output=output) as progress:
         settings = parse(TrainConfig, config, source="train")
         _check_artifacts({"dataset": dataset, "checkpoint": checkpoint})
-        _preload("progrpo.training.trainer", "progrpo.training.train", *_tracking_modules(tracking))
-        if settings.distributed.num_processes > 1:
+        launches = settings.distributed.num_processes > 1  # then this process only watches its ranks
+        trains = () if launches else ("progrpo.training.trainer", "progrpo.training.train")
+        _preload(*trains, *_tracking_modules(tracking))
+        if launches:
             from progrpo.training.launch import launch as library_train
         else:
             from progrpo.training.train import train as library_train
