@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from progrpo.config.base import ARM_NAME, MAX_SEED, MIN_TEMPERATURE, Config
 from progrpo.config.engine import Engine, TransformersEngineConfig
+from progrpo.config.gate import GateConfig
 
 
 class EvaluateConfig(Config):
@@ -70,3 +71,4 @@ class CompareConfig(Config):
     num_resamples: int = Field(2000, ge=100, le=1_000_000, description="bootstrap resamples; ours")
     level: float = Field(0.95, gt=0.5, lt=1, description="of the intervals")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of the bootstrap")
+    gate: GateConfig | None = Field(None, description="rules for promoting an arm; absent: nothing is promoted")

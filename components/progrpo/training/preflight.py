@@ -191,6 +191,10 @@ def check_settings(
             "train.lora.target_modules names lm_head, which cannot have an adapter: log-probabilities are computed "
             "from its weight directly. Leave it out.",
         )
+    if train.optimizer == "adamw_8bit" and train.distributed.strategy == "fsdp2" and ranks > 1:
+        findings.error(
+            "train.optimizer is adamw_8bit, whose state cannot be sharded by fsdp2. Use adamw, or strategy ddp.",
+        )
     if train.distributed.strategy == "fsdp2" and ranks == 1:
         findings.warn("train.distributed.strategy is fsdp2, but with one process nothing is sharded")
     if train.checkpointing is not None and train.checkpointing.every >= train.steps:

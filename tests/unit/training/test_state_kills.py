@@ -41,13 +41,13 @@ def test_killed_at_random_times(fast_directory):
     assert found["midway"] >= 5, "the kills hit no writer at work: this tested nothing"
 
 
-def test_killed_at_every_operation_on_the_file_system(fast_directory):
-    assert run("everywhere", fast_directory, 1)["operations"] > 50
+def test_killed_at_every_third_operation_on_the_file_system(fast_directory):  # from a random one on
+    assert run("everywhere", fast_directory, 3)["operations"] > 50
 
 
 def test_killed_while_uploading(s3_server):  # noqa: F811
     s3_server.client().create_bucket(Bucket="killed")
-    steps = run("s3", "s3://killed/run", 4, **s3_server.environment)["steps"]
+    steps = run("s3", "s3://killed/run", 3, **s3_server.environment)["steps"]
     assert steps[-1] > 0
     keys = [item["Key"] for item in s3_server.client().list_objects_v2(Bucket="killed")["Contents"]]
     assert sum(key.endswith("manifest.json") for key in keys) <= 3  # keep_last 2, and one not yet pruned

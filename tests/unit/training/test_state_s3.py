@@ -116,7 +116,7 @@ def wait_for(condition, timeout_s=20):
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "did not happen"
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 def test_points_go_to_s3_and_come_back_elsewhere(network, client, uri, tmp_path):
