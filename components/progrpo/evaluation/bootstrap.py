@@ -300,6 +300,7 @@ def bootstrap_terms(
     terms: Sequence[Term],
     bounds: Bounds | Sequence[Bounds | None] | None = None,
     *,
+    curves: Sequence[int] | None = None,
     num_resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
@@ -308,7 +309,8 @@ def bootstrap_terms(
 
     Args:
         terms: at least one, with the same P and K.
-        bounds: of the sum on one problem, for all K or for each.
+        bounds: of the sum on one problem, for all K or, as a list, for each.
+        curves: the number of the curve that each of the K belongs to, whose band it shares; absent: one curve.
         num_resamples: R.
         level: between 0 and 1.
         seed: of the resampling.
@@ -337,7 +339,11 @@ def bootstrap_terms(
     low_K = np.where(still_K, value_K, np.minimum(low_K, np.quantile(low_RK, tails[0], axis=0)))
     high_K = np.where(still_K, value_K, np.maximum(high_K, np.quantile(high_RK, tails[1], axis=0)))
     deviation_RK = np.abs(plain_RK - value_K) / np.where(still_K, np.inf, spread_K)
-    half_K = np.quantile(deviation_RK.max(1), level) * spread_K * stretch_K
+    curve_K = np.zeros(len(value_K), np.int64) if curves is None else np.asarray(curves)
+    largest_K = np.empty(len(value_K))
+    for curve in np.unique(curve_K):
+        largest_K[curve_K == curve] = np.quantile(deviation_RK[:, curve_K == curve].max(1), level)
+    half_K = largest_K * spread_K * stretch_K
     band_low_K, band_high_K = value_K - half_K, value_K + half_K
 
     least_K, greatest_K = _bounds(bounds, len(value_K))

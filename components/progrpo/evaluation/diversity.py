@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import math
 import re
 import warnings
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
-
-import numpy as np
 
 NGRAM = 4
 _MAX_CODE = 20_000  # characters; a longer block is compared as words
@@ -124,24 +124,23 @@ def self_bleu(texts: Sequence[Sequence[str]]) -> float | None:
     # A text with a copy is its own reference: BLEU 1. Only those that occur once need counting.
     single = [text for text, count in copies.items() if count == 1]
     score = float(len(texts) - len(single))
-    lengths = np.sort([len(text) for text in texts])
-    counts = [{n: Counter(_ngrams(text, n)) for n in range(1, NGRAM + 1)} for text in copies]
-    most = {n: _two_most(count[n] for count in counts) for n in range(1, NGRAM + 1)}
+    lengths = sorted(len(text) for text in texts)
+    counts = [[Counter(_ngrams(text, n)) for n in range(1, NGRAM + 1)] for text in copies]
+    most = [_two_most(of_order) for of_order in zip(*counts, strict=True)]
     for index, text in enumerate(copies):
         if copies[text] > 1:
             continue
         logs = []
         for n in range(1, min(NGRAM, len(text)) + 1):
-            own = counts[index][n]
             matched = 0
-            for gram, count in own.items():
-                first, owner, second = most[n][gram]
+            for gram, count in counts[index][n - 1].items():
+                first, owner, second = most[n - 1][gram]
                 matched += min(count, second if owner == index else first)
             smooth = int(n > 1)
             total = len(text) - n + 1 + smooth
-            logs.append(np.log((matched + smooth) / total) if matched + smooth else -np.inf)
+            logs.append(math.log((matched + smooth) / total) if matched + smooth else -math.inf)
         if logs:
-            score += float(np.exp(np.mean(logs)) * _brevity(len(text), lengths))
+            score += math.exp(sum(logs) / len(logs)) * _brevity(len(text), lengths)
     return score / len(texts)
 
 
@@ -159,9 +158,9 @@ def _two_most(counters: Iterable[Counter[tuple[str, ...]]]) -> dict[tuple[str, .
     return most
 
 
-def _brevity(length: int, lengths: np.ndarray) -> float:
+def _brevity(length: int, lengths: Sequence[int]) -> float:
     """BLEU's penalty of a text shorter than the reference nearest in length; ``lengths`` sorted, its own included."""
-    place = int(np.searchsorted(lengths, length))
-    others = [int(lengths[i]) for i in (place - 1, place + 1) if 0 <= i < len(lengths)]
+    place = bisect_left(lengths, length)
+    others = [lengths[i] for i in (place - 1, place + 1) if 0 <= i < len(lengths)]
     nearest = min(others, key=lambda other: (abs(other - length), other))
-    return 1.0 if length >= nearest else float(np.exp(1 - nearest / length))
+    return 1.0 if length >= nearest else math.exp(1 - nearest / length)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -33,7 +35,7 @@ from progrpo.evaluation.diversity import distinct_ngram_frac, self_bleu, solutio
 from progrpo.evaluation.loading import load_engine
 from progrpo.evaluation.samples import Sample, position_edges
 from progrpo.evaluation.shards import ProblemStatistics, Shards
-from progrpo.generation.engine import Engine, SamplingSettings
+from progrpo.generation.engine import Completion, Engine, SamplingSettings, Scores
 from progrpo.metrics import Progress
 from progrpo.rewards import verify_batch
 
@@ -69,15 +71,13 @@ class Sampler:
         self, problems: Sequence[Problem], prompts: Sequence[Sequence[int]]
     ) -> tuple[list[Sample], list[ProblemStatistics]]:
         """Return the n completions of each problem, problem by problem, and what is measured on them together."""
-        from progrpo.generation.scoring import score_completions
-
         config, n = self.config, self.config.num_samples
-        settings = SamplingSettings(config.temperature, config.top_p, config.max_completion_tokens, config.top_k)
+        settings = sampling_settings(config)
         owners = [p for p in range(len(problems)) for _ in range(n)]
         rows = [prompts[p] for p in owners]
         keys = [(problem_key(problem), i) for problem in problems for i in range(n)]
         completions = self.engine.complete(rows, keys, settings, config.seed)
-        scores = score_completions(self.model, rows, [c.token_ids for c in completions], config.score_temperature)
+        scores = self._scores(rows, completions)
         texts = self.tokenizer.batch_decode([list(c.token_ids) for c in completions], skip_special_tokens=True)
         verdicts = verify_batch([(problems[p].task, problems[p].answer, t) for p, t in zip(owners, texts, strict=True)])
         starts = np.array(position_edges(config.max_completion_tokens)[:-1])
@@ -106,6 +106,23 @@ class Sampler:
         ]
         split = [[words(text) for text in texts[p * n : (p + 1) * n]] for p in range(len(problems))]
         return samples, [ProblemStatistics(self_bleu(texts), distinct_ngram_frac(texts)) for texts in split]
+
+    def _scores(self, prompts: Sequence[Sequence[int]], completions: Sequence[Completion]) -> Sequence[Scores]:
+        """Take the engine's own scores where it has them, else run the model over the completions once more."""
+        known = [completion.scores for completion in completions if completion.scores is not None]
+        if len(known) == len(completions):
+            return known
+        from progrpo.generation.scoring import score_completions
+
+        token_ids = [completion.token_ids for completion in completions]
+        return score_completions(self.model, prompts, token_ids, self.config.score_temperature)
+
+
+def sampling_settings(config: EvaluateConfig) -> SamplingSettings:
+    """Return how completions are drawn and scored."""
+    return SamplingSettings(
+        config.temperature, config.top_p, config.max_completion_tokens, config.top_k, config.score_temperature
+    )
 
 
 def problem_key(problem: Problem) -> int:
@@ -251,10 +268,15 @@ def _gpus(config: EvaluateConfig) -> list[str]:
 
 def _tail_confidence(logprobs: np.ndarray) -> float:
     """c(o|q) of one completion; :func:`progrpo.algorithms.confidence.answer_confidence` without padding."""
+    size = _tail_size(len(logprobs))
+    return math.exp(np.partition(logprobs, size - 1)[:size].mean(dtype=np.float64))
+
+
+@cache
+def _tail_size(num_tokens: int) -> int:
     from progrpo.algorithms.confidence import tail_size
 
-    size = tail_size(len(logprobs))
-    return float(np.exp(np.partition(logprobs, size - 1)[:size].mean(dtype=np.float64)))
+    return tail_size(num_tokens)
 
 
 @contextmanager

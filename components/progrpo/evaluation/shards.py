@@ -94,7 +94,8 @@ class Shards:
     def write(self, first: int, samples: Sequence[Sample], statistics: Sequence[ProblemStatistics]) -> None:
         """Write the completions of the problems from ``first`` on."""
         path = self._path(first, first + len(statistics))
-        table = pa.Table.from_pylist([vars(sample) for sample in samples], SCHEMA)
+        # Column by column, which takes a third of the time of Table.from_pylist.
+        table = pa.table({name: [getattr(sample, name) for sample in samples] for name in SCHEMA.names}, SCHEMA)
         metadata = {_STATISTICS: json.dumps([vars(problem) for problem in statistics]).encode()}
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         with temporary.open("wb") as file:

@@ -5,17 +5,19 @@ P problems, n completions a problem, K statistics.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from progrpo.evaluation.bootstrap import Bootstrap, Curve, Term, bootstrap_curve, bootstrap_terms
 from progrpo.evaluation.calibration import calibration
-from progrpo.evaluation.table import MetricValues, ProblemTable, curve_ks
+from progrpo.evaluation.table import RATE, MetricValues, ProblemTable, curve_ks
 from progrpo.metrics import EVAL_METRICS
 
 TAUS = (0.5, 0.75, 1.0)
+KINDS = {"all": "", "correct": "/correct", "incorrect": "/incorrect"}
 NUM_DIFFICULTIES = 5
 
 
@@ -30,16 +32,16 @@ def summarise(table: ProblemTable, ks: Sequence[int], bootstrap: Bootstrap = BOO
         ks: k of Pass@k and its kin.
         bootstrap: of the intervals.
     """
+    k_curves = {"pass_at_k": table.curve("pass_at_k"), "majority_at_k": table.curve("majority_at_k", ks)}
+    k_curves |= {str(tau): table.curve("g_pass_at_k", ks, tau) for tau in TAUS}
+    points = _k_curves(k_curves, dict.fromkeys(k_curves, ks) | {"pass_at_k": curve_ks(table.num_samples)}, bootstrap)
     return {
         "metrics": estimate(table, metric_names(ks), bootstrap),
         "curves": {
-            "pass_at_k": _k_curve(table, "pass_at_k", curve_ks(table.num_samples), bootstrap),
-            "majority_at_k": _k_curve(table, "majority_at_k", ks, bootstrap),
-            "g_pass_at_k": {str(tau): _k_curve(table, "g_pass_at_k", ks, bootstrap, tau) for tau in TAUS},
-            "entropy_by_position": {
-                kind: _position_curve(table, "entropy_by_position" + suffix, bootstrap)
-                for kind, suffix in (("all", ""), ("correct", "/correct"), ("incorrect", "/incorrect"))
-            },
+            "pass_at_k": points["pass_at_k"],
+            "majority_at_k": points["majority_at_k"],
+            "g_pass_at_k": {str(tau): points[str(tau)] for tau in TAUS},
+            "entropy_by_position": _position_curves(table, bootstrap),
         },
         "calibration": calibration(table, bootstrap),
         "difficulty": _by_difficulty(table, bootstrap),
@@ -74,26 +76,35 @@ def _band(curve: Curve, i: int) -> dict[str, float]:
     return {"band_low": float(curve.band_low[i]), "band_high": float(curve.band_high[i])}
 
 
-def _k_curve(
-    table: ProblemTable, name: str, ks: Sequence[int], bootstrap: Bootstrap, tau: float = 0.5
-) -> list[dict[str, Any]]:
-    points = table.curve(name, ks, tau)
-    curve = bootstrap_curve([points.numerators], bounds=points.bounds, **bootstrap)
-    return [{"k": k, **_point(curve, i), **_band(curve, i)} for i, k in enumerate(ks)]
+def _k_curves(
+    curves: Mapping[str, MetricValues], ks: Mapping[str, Sequence[int]], bootstrap: Bootstrap
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the points of rates at several k, of one resampling, each curve with a band of its own."""
+    num_PK = np.concatenate([curve.numerators for curve in curves.values()], axis=1)
+    owners = [number for number, name in enumerate(curves) for _ in ks[name]]
+    estimated = bootstrap_terms([Term(1.0, num_PK[None], None)], RATE, curves=owners, **bootstrap)
+    points: dict[str, list[dict[str, Any]]] = {name: [] for name in curves}
+    names = list(curves)
+    for i, owner in enumerate(owners):
+        of_curve = points[names[owner]]
+        of_curve.append({"k": ks[names[owner]][len(of_curve)], **_point(estimated, i), **_band(estimated, i)})
+    return points
 
 
-def _position_curve(table: ProblemTable, name: str, bootstrap: Bootstrap) -> list[dict[str, Any]]:
-    points = table.curve(name)
-    assert points.denominators is not None
-    reached = np.flatnonzero(points.denominators.sum(0))
-    if not len(reached):
-        return []
-    curve = bootstrap_curve([points.numerators[:, reached]], [points.denominators[:, reached]], **bootstrap)
-    edges, tokens_B = table.position_edges, points.denominators.sum(0)
-    return [
-        {"start": edges[b], "end": edges[b + 1], **_point(curve, i), "num_tokens": int(tokens_B[b])}
-        for i, b in enumerate(reached)
-    ]
+def _position_curves(table: ProblemTable, bootstrap: Bootstrap) -> dict[str, list[dict[str, Any]]]:
+    """Return the mean entropy in each bin of positions that a completion reached: of all, correct and incorrect."""
+    curves = {kind: table.curve("entropy_by_position" + suffix) for kind, suffix in KINDS.items()}
+    num_PK = np.concatenate([curve.numerators for curve in curves.values()], axis=1)
+    den_PK = np.concatenate([_denominators(curve) for curve in curves.values()], axis=1)
+    tokens_K = den_PK.sum(0)
+    reached = np.flatnonzero(tokens_K)
+    estimated = bootstrap_terms([Term(1.0, num_PK[None, :, reached], den_PK[None, :, reached])], **bootstrap)
+    points: dict[str, list[dict[str, Any]]] = {kind: [] for kind in curves}
+    bins = list(pairwise(table.position_edges))
+    for i, column in enumerate(map(int, reached)):
+        kind, (start, end) = list(curves)[column // len(bins)], bins[column % len(bins)]
+        points[kind].append({"start": start, "end": end, **_point(estimated, i), "num_tokens": int(tokens_K[column])})
+    return points
 
 
 def _by_difficulty(table: ProblemTable, bootstrap: Bootstrap) -> list[dict[str, Any]] | None:

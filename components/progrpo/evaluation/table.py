@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ class ProblemTable:
     self_bleu_P: Array
     distinct_ngram_frac_P: Array
     difficulty_P: Array
+    _majority: dict[int, Array] = field(default_factory=dict, repr=False, compare=False)  # by k; seconds to compute
 
     def values(self, name: str) -> MetricValues:
         """Return a metric of :data:`progrpo.metrics.EVAL_METRICS`, with k filled in, problem by problem.
@@ -84,7 +85,9 @@ class ProblemTable:
             if metric == "pass":
                 return MetricValues(pass_at_k(n, correct_P, int(k)), None, RATE)
             if metric == "majority":
-                return MetricValues(majority_at_k(n, self.wrong_PG, self.right_PG, int(k)), None, RATE)
+                if int(k) not in self._majority:
+                    self._majority[int(k)] = majority_at_k(n, self.wrong_PG, self.right_PG, int(k))
+                return MetricValues(self._majority[int(k)], None, RATE)
             if metric == "mg_pass":
                 return MetricValues(mg_pass_at_k(n, correct_P, int(k)), None, RATE)
         plain = {

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 FinishReason = Literal["stop", "length"]
 
@@ -14,13 +17,27 @@ class SamplingSettings:
     """How completions are drawn: softmax of logits / temperature, cut to the likeliest tokens, nothing else.
 
     ``top_k`` keeps that many tokens (0: all), then ``top_p`` the nucleus of that mass among them. ``max_tokens``
-    bounds a completion, its EOS included.
+    bounds a completion, its EOS included. ``score_temperature`` asks for each token's log-probability and the entropy
+    of its softmax at that temperature, without any cut; an engine that cannot tell leaves them out.
     """
 
     temperature: float
     top_p: float
     max_tokens: int
     top_k: int = 0
+    score_temperature: float | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of one completion, for each of its tokens, at the temperature asked for: arrays [T], float32, in nats.
+
+    ``logprobs``: ``log p(o_t | q, o_<t)``. ``entropies``: ``-sum_v p(v) log p(v)`` of the full softmax the token was
+    drawn from, not an estimate from the token itself.
+    """
+
+    logprobs: npt.NDArray[np.float32]
+    entropies: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -28,12 +45,13 @@ class Completion:
     """One sampled completion: its tokens, up to and with the first EOS, and why it ended.
 
     ``logprobs``: of each token under the distribution it was drawn from before any nucleus cut, at the sampling
-    temperature, nats; None where the engine does not report them.
+    temperature, nats; None where the engine does not report them. ``scores``: at the score temperature, likewise.
     """
 
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     logprobs: tuple[float, ...] | None = None
+    scores: Scores | None = field(default=None, compare=False)
 
 
 class Engine(Protocol):

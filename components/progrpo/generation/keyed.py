@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from progrpo.generation.scoring import score_states
+
 
 def keyed_uniforms(seed: int, keys: Sequence[Sequence[int]], num_tokens: int) -> Tensor:
     """Return the uniforms of each completion, [R, T] float64 in [0, 1).
@@ -75,15 +77,28 @@ class KeyedSampler(LogitsProcessor):  # type: ignore[misc]  # transformers is un
     Attributes:
         logprobs: for each token so far, [R] float32, the log-probability it was drawn with at ``temperature``; of
             tokens behind an EOS it means nothing.
+        scores: for each token so far, if a ``score_temperature`` is given, log-probability and entropy there,
+            [2, R] float32: exact, from the logits that are there anyway.
     """
 
-    def __init__(self, uniforms_RT: Tensor, temperature: float, top_p: float = 1.0, top_k: int = 0) -> None:
+    def __init__(
+        self,
+        uniforms_RT: Tensor,
+        temperature: float,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        score_temperature: float | None = None,
+    ) -> None:
         self._uniforms_RT, self._temperature, self._top_p, self._top_k = uniforms_RT, temperature, top_p, top_k
+        self._score_temperature = score_temperature
         self.logprobs: list[Tensor] = []
+        self.scores: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return scores [R, V] that are -inf but for the drawn token."""
         uniforms_R = self._uniforms_RT[:, len(self.logprobs)].to(scores.device)
         tokens_R, logprobs_R = draw(scores, uniforms_R, self._temperature, self._top_p, self._top_k)
         self.logprobs.append(logprobs_R)
+        if self._score_temperature is not None:
+            self.scores.append(torch.stack(score_states(None, scores, tokens_R, self._score_temperature)))
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens_R[:, None], 0.0)

@@ -6,32 +6,19 @@ N completion tokens, H hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
 from progrpo.errors import DataError
+from progrpo.generation.engine import Scores
 from progrpo.generation.prefix import prefill
 
 _FORWARD_TOKENS = 16_384  # tokens a forward, padding included: bounds the activations
 _TILE_ELEMENTS = 1 << 24  # logits at a time, N x V: 64 MiB in float32
 
 _Row = tuple[tuple[int, ...], tuple[int, ...]]  # a prompt and its completion
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Of one completion, for each of its tokens, at the temperature asked for: arrays [T], float32, in nats.
-
-    ``logprobs``: ``log p(o_t | q, o_<t)``. ``entropies``: ``-sum_v p(v) log p(v)`` of the full softmax the token was
-    drawn from, not an estimate from the token itself.
-    """
-
-    logprobs: npt.NDArray[np.float32]
-    entropies: npt.NDArray[np.float32]
 
 
 @torch.inference_mode()
@@ -75,7 +62,7 @@ def _score_distinct(model: PreTrainedModel, rows: Sequence[_Row], temperature: f
         completions = [rows[i][1] for i in batch]
         states = _predicting_states(model, [rows[i] for i in batch], logits=head is None)
         targets = torch.tensor([token for completion in completions for token in completion], device=model.device)
-        logprobs, entropies = _score_states(head, states, targets, temperature)
+        logprobs, entropies = (values.cpu().numpy() for values in score_states(head, states, targets, temperature))
         ends = np.cumsum([len(completion) for completion in completions])[:-1]
         for i, lp, entropy in zip(batch, np.split(logprobs, ends), np.split(entropies, ends), strict=True):
             scores[i] = Scores(lp, entropy)
@@ -103,21 +90,30 @@ def _predicting_states(model: PreTrainedModel, rows: Sequence[_Row], *, logits: 
     return torch.cat([states[r, ends[r] - len(completion) : ends[r]] for r, (_, completion) in enumerate(rows)])
 
 
-def _score_states(
-    head: torch.nn.Module | None, states: torch.Tensor, targets: torch.Tensor, temperature: float
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return log-probabilities and entropies [N] from hidden states [N, H], or from logits [N, V] if head is None."""
+def score_states(
+    head: torch.nn.Module | None, states: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log-probabilities and entropies [N], float32, with no more than a tile of logits at a time.
+
+    Args:
+        head: makes logits of the states; None: they are logits.
+        states: [N, H], or [N, V].
+        targets: [N] int64, the tokens whose log-probabilities are asked for.
+        temperature: logits are divided by it.
+    """
     vocabulary = states.shape[1] if head is None else next(head.parameters()).shape[0]
     rows = max(1, _TILE_ELEMENTS // vocabulary)
     logprobs, entropies = [], []
     for start in range(0, len(states), rows):
         tile = states[start : start + rows]
-        logits = (tile if head is None else head(tile)).float() / temperature
+        logits = (tile if head is None else head(tile)).float()
+        if temperature != 1:
+            logits = logits / temperature
         log_softmax = logits.log_softmax(-1)
         logprobs.append(log_softmax.gather(-1, targets[start : start + rows, None]).squeeze(-1))
         # a token the model rules out has log p = -inf, and p log p is 0 there, not nan
         entropies.append(-(log_softmax.exp() * log_softmax.clamp(min=torch.finfo(torch.float32).min)).sum(-1))
-    return torch.cat(logprobs).cpu().numpy(), torch.cat(entropies).cpu().numpy()
+    return torch.cat(logprobs), torch.cat(entropies)
 
 
 def _batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

@@ -6,12 +6,13 @@ Randomness is keyed (:mod:`progrpo.generation.keyed`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from progrpo.errors import ConfigError, DataError
-from progrpo.generation.engine import Completion, SamplingSettings
+from progrpo.generation.engine import Completion, SamplingSettings, Scores
 from progrpo.generation.keyed import KeyedSampler, keyed_uniforms
 from progrpo.generation.prefix import prefill
 
@@ -56,7 +57,13 @@ class TransformersEngine:
     ) -> list[Completion]:
         places = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
         owners = [places[tuple(prompt)] for prompt in prompts]
-        uniforms_RT = keyed_uniforms(seed, keys, settings.max_tokens)
+        sampler = KeyedSampler(
+            keyed_uniforms(seed, keys, settings.max_tokens),
+            settings.temperature,
+            settings.top_p,
+            settings.top_k,
+            settings.score_temperature,
+        )
         config = GenerationConfig(
             do_sample=False,  # the sampler draws
             max_new_tokens=settings.max_tokens,
@@ -71,9 +78,16 @@ class TransformersEngine:
                 attention_mask=prefix.mask,
                 past_key_values=prefix.cache,
                 generation_config=config,
-                logits_processor=[KeyedSampler(uniforms_RT, settings.temperature, settings.top_p, settings.top_k)],
+                logits_processor=[sampler],
             )
-        return [self._cut(row) for row in output[:, prefix.ids.shape[1] :].tolist()]
+        completions = [self._cut(row) for row in output[:, prefix.ids.shape[1] :].tolist()]
+        if not sampler.scores:
+            return completions
+        scores_2RT = torch.stack(sampler.scores, dim=2).cpu().numpy()
+        return [
+            replace(completion, scores=Scores(*scores_2RT[:, row, : len(completion.token_ids)]))
+            for row, completion in enumerate(completions)
+        ]
 
     def _cut(self, row: list[int]) -> Completion:
         """Cut behind the first EOS; what follows is padding, also where the pad token is an EOS itself."""

@@ -62,7 +62,7 @@ def test_bf16_arithmetic_loses_nothing_in_the_softmax(llama: PreTrainedModel, mo
     with torch.inference_mode():
         states = model.base_model(input_ids=ids).last_hidden_state[0, :-1]
         naive = model(input_ids=ids).logits[0, :-1].double().log_softmax(-1)
-        logprobs, entropies = scoring._score_states(model.lm_head, states, ids[0, 1:], temperature=1.0)
+        logprobs, entropies = scoring.score_states(model.lm_head, states, ids[0, 1:], temperature=1.0)
     np.testing.assert_allclose(entropies, -(naive.exp() * naive).sum(-1).numpy(), rtol=0, atol=1e-5)
     np.testing.assert_allclose(logprobs, naive.gather(-1, ids[0, 1:, None])[:, 0].numpy(), rtol=0, atol=1e-5)
 
@@ -158,7 +158,7 @@ def test_architectures_that_transform_their_logits(family: str) -> None:
 def test_known_distributions() -> None:
     """Logits (0, 0, 0, 0): log p = -log 4 and entropy log 4. (log 3, 0, -inf, -inf): p = 3/4, 1/4."""
     logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [np.log(3.0), 0.0, -torch.inf, -torch.inf]])
-    logprobs, entropies = scoring._score_states(None, logits, torch.tensor([2, 0]), temperature=1.0)
+    logprobs, entropies = scoring.score_states(None, logits, torch.tensor([2, 0]), temperature=1.0)
     np.testing.assert_allclose(logprobs, [-np.log(4), np.log(0.75)], rtol=1e-6)
     np.testing.assert_allclose(entropies, [np.log(4), -0.75 * np.log(0.75) - 0.25 * np.log(0.25)], rtol=1e-6)
 

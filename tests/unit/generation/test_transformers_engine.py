@@ -7,6 +7,7 @@ from transformers import MambaConfig, MambaForCausalLM, MistralConfig, MistralFo
 
 from progrpo.errors import ConfigError, DataError
 from progrpo.generation.engine import Completion, SamplingSettings
+from progrpo.generation.scoring import score_completions
 from progrpo.generation.transformers_engine import TransformersEngine
 
 PROMPTS = [[5, 6, 7, 8], [9, 3], [4]]
@@ -186,3 +187,21 @@ def test_no_prompts(llama: PreTrainedModel) -> None:
 
 def test_completion_is_a_value() -> None:
     assert Completion((1, 2), "stop") == Completion((1, 2), "stop")
+
+
+@pytest.mark.parametrize("score_temperature", [1.0, 0.6])
+def test_scores_while_sampling_are_those_of_a_pass_of_its_own(llama: PreTrainedModel, score_temperature: float) -> None:
+    """Whatever temperature and cut the tokens were drawn with, and with rows that ended long before others."""
+    settings = SamplingSettings(0.7, 0.9, 12, top_k=9, score_temperature=score_temperature)
+    rows = [prompt for prompt in PROMPTS for _ in range(10)]
+    completions = _engine(llama).complete(rows, [(i,) for i in range(30)], settings, 0)
+    assert len({len(c.token_ids) for c in completions}) > 3
+    expected = score_completions(llama, rows, [c.token_ids for c in completions], score_temperature)
+    for completion, scores in zip(completions, expected, strict=True):
+        assert completion.scores is not None
+        np.testing.assert_allclose(completion.scores.logprobs, scores.logprobs, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(completion.scores.entropies, scores.entropies, rtol=0, atol=1e-5)
+
+
+def test_no_scores_where_none_are_asked_for(llama: PreTrainedModel) -> None:
+    assert _engine(llama).complete([[5]], [(0,)], PLAIN, 0)[0].scores is None
