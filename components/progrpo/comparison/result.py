@@ -83,12 +83,22 @@ class ArmResult(_Frozen):
         return tuple(result.seed for result in self.per_seed if result.seed is not None)
 
 
+class PowerNote(_Frozen):
+    """What this comparison could have resolved of one metric, and what would resolve the difference it saw."""
+
+    power: float = Field(description="probability to resolve, that of the other fields")
+    detectable: float = Field(description="smallest true difference that is resolved, in the metric's unit")
+    problems_needed: int | None = Field(description="with these seeds; None: no number is enough")
+    seeds_needed: int | None = Field(description="of each arm, with these problems; None: none is enough or not known")
+
+
 class ArmDifference(_Frozen):
     """One arm minus the baseline, metric by metric."""
 
     arm: str
     metrics: dict[str, Difference]
     curve: tuple[CurvePoint, ...] = Field(description="of Pass@k, at the k of the arm's own curve")
+    power: dict[str, PowerNote] = Field(description="of the smallest and the largest k and of entropy")
     superiority: Estimate = Field(
         description="probability that the arm solves a problem more often than the baseline, ties counting half"
     )

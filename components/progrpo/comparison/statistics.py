@@ -18,6 +18,7 @@ from progrpo.comparison.result import (
     CurvePoint,
     Difference,
     Estimate,
+    PowerNote,
     SeedResult,
     WallTime,
 )
@@ -33,7 +34,9 @@ from progrpo.evaluation.bootstrap import (
     bootstrap_difference,
     bootstrap_terms,
     probability_of_superiority,
+    spread,
 )
+from progrpo.evaluation.power import power_note
 from progrpo.evaluation.table import MetricValues, curve_ks
 from progrpo.metrics import pass_at
 
@@ -94,7 +97,7 @@ def subtract(
     points = {point.k: point for point in _points(at, curve)}
     metrics = {pass_at(k): _difference(points[k]) for k in ks}
     others = [name for name in names if name not in metrics]
-    spreads = [None if each is None else (each[0] - each[1], each[1] - each[0]) for each in _bounds(arm, others)]
+    spreads = [spread(each) for each in _bounds(arm, others)]
     terms = [_term(1.0, arm, others), _term(-1.0, baseline, others)]
     metrics |= {name: _difference(each) for name, each in _estimates(terms, others, spreads, config).items()}
     superiority = probability_of_superiority(
@@ -106,6 +109,10 @@ def subtract(
         arm=arm[0].arm,
         metrics=metrics,
         curve=tuple(points.values()),
+        power={
+            name: _power(arm, baseline, name, config)
+            for name in (*dict.fromkeys(map(pass_at, (ks[0], ks[-1]))), "eval/entropy")
+        },
         superiority=Estimate(value=superiority.value, low=superiority.low, high=superiority.high),
     )
 
@@ -123,6 +130,19 @@ def _points(ks: Sequence[int], curve: Curve) -> Iterator[CurvePoint]:
     names = ("value", "low", "high", "band_low", "band_high")
     for i, k in enumerate(ks):
         yield CurvePoint(k=k, **{name: float(getattr(curve, name)[i]) for name in names})
+
+
+def _power(arm: Sequence[Evaluation], baseline: Sequence[Evaluation], name: str, config: CompareConfig) -> PowerNote:
+    sides = ([evaluation.table.values(name) for evaluation in side] for side in (arm, baseline))
+    pairs = [[(values.numerators, values.denominators) for values in side] for side in sides]
+    bounds = arm[0].table.values(name).bounds
+    note = power_note(pairs[0], pairs[1], bounds=bounds, **_bootstrap(config))
+    return PowerNote(
+        power=note.power,
+        detectable=note.detectable,
+        problems_needed=note.problems_needed,
+        seeds_needed=note.seeds_needed,
+    )
 
 
 def _bootstrap(config: CompareConfig) -> Bootstrap:

@@ -1,6 +1,7 @@
 """Estimates that can be checked by hand."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -90,6 +91,29 @@ def test_the_band_of_a_difference_is_wider_than_its_intervals_and_said_in_words(
     none = difference.model_copy(update={"curve": difference.curve[:0]})
     assert tables.band_words(none, "grpo") == "progrpo is not resolved against grpo at any k."
     assert "progrpo is above grpo for k from 1 to 8." in (tmp_path / "comparison" / "report.html").read_text()
+
+
+def test_the_report_says_what_could_not_have_been_found_and_what_would_find_it(tmp_path, write_evaluation):
+    rng = np.random.default_rng(3)
+    solve = 0.3 * rng.random((100, 1))
+    evaluations = [
+        write_evaluation(tmp_path / f"{arm}{seed}", arm, seed, correct=rng.random((100, 4)) < solve + gain)
+        for arm, gain in (("grpo", 0.0), ("progrpo", 0.01))
+        for seed in (0, 1)
+    ]
+    (difference,) = run(tmp_path, evaluations).differences
+    note, seen = difference.power["eval/pass_at_1"], difference.metrics["eval/pass_at_1"]
+    assert not seen.resolved
+    assert abs(seen.value) < note.detectable < 0.5
+    assert note.problems_needed is None or note.problems_needed > 100
+    assert set(difference.power) == {"eval/pass_at_1", "eval/pass_at_4", "eval/entropy"}
+    sentence = tables.power_sentences(difference, 100)[0]
+    expected = (
+        rf"Pass@1: true differences under {100 * note.detectable:.1f} points are resolved in less than 80%; one as .*"
+    )
+    assert re.fullmatch(expected, sentence)
+    assert sentence in (tmp_path / "comparison" / "summary.md").read_text()
+    assert sentence in (tmp_path / "comparison" / "report.html").read_text()
 
 
 def test_equal_arms_are_equally_often_superior(tmp_path, write_evaluation):
