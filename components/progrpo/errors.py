@@ -46,3 +46,7 @@ class ComparisonError(ProGRPOError, ValueError):
 
 class PipelineError(ProGRPOError, RuntimeError):
     """A pipeline whose task failed; the message carries the task's own error."""
+
+
+class PromotionError(PipelineError):
+    """A candidate that the gate does not let pass, or that could not be registered."""

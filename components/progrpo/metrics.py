@@ -55,12 +55,22 @@ TRAIN_WALL_TIME = "train/wall_time_s"
 """Wall time of the whole train step, seconds, loading and writing included; one value a run."""
 
 EVAL_METRICS: dict[str, str] = {
-    "eval/pass_at_{k}": "mean over problems of 1 - C(n-c,k)/C(n,k), c correct of n completions",
-    "eval/entropy": "mean full-softmax token entropy at temperature 1, nats, over completion tokens",
-    "eval/sampled_nll": "minus the mean log-probability of the sampled tokens at temperature 1, nats",
+    "eval/pass_at_{k}": "mean over problems of 1 - C(n-c,k)/C(n,k), c correct of n completions; Avg@n is pass_at_1",
+    "eval/majority_at_{k}": "probability that the most frequent answer of k completions is right, ties by lot",
+    "eval/mg_pass_at_{k}": "mG-Pass@k: mean over tau in (0.5, 1] of the probability that tau k of k are correct",
+    "eval/entropy": "mean full-softmax token entropy at the score temperature, nats, over completion tokens",
+    "eval/entropy_correct": "eval/entropy over the tokens of correct completions",
+    "eval/entropy_incorrect": "eval/entropy over the tokens of incorrect completions",
+    "eval/sampled_nll": "minus the mean log-probability of the sampled tokens at the score temperature, nats",
+    "eval/answer_entropy": "mean over problems of the entropy of the n answers' empirical distribution, nats",
     "eval/distinct_correct": "mean over problems of the number of distinct correct answers after normalisation",
+    "eval/distinct_paths": "mean over problems of the number of distinct solution paths of correct completions",
+    "eval/self_bleu": "mean over problems of BLEU-4 of each completion against the others; 1: all equal",
+    "eval/distinct_ngram_frac": "mean over problems of distinct over all 4-grams of words of the n completions",
     "eval/completion_tokens": "mean completion length, tokens, EOS included",
     "eval/truncated_frac": "fraction of completions cut off at the length limit",
+    "eval/unscored_frac": "fraction of completions the verifier could not judge; they count as incorrect",
+    "eval/answer_confidence": "mean c(o|q) over completions: exp of the mean of the 20 % lowest log-probabilities",
 }
 
 

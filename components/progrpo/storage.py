@@ -221,14 +221,19 @@ _CAUSES = {
 
 
 @contextmanager
-def s3_client(uri: str) -> Iterator[Any]:
-    """Give a boto3 client; what it raises becomes a StorageError with URI, endpoint, cause and what to do."""
+def s3_client(uri: str, client: Any = None) -> Iterator[Any]:
+    """Give a boto3 client; what it raises becomes a StorageError with URI, endpoint, cause and what to do.
+
+    Args:
+        uri: what the messages name.
+        client: one to use again; absent: a new one.
+    """
     from boto3.exceptions import Boto3Error
     from botocore import exceptions as aws
 
     endpoint = "the endpoint"
     try:
-        client = _new_client()
+        client = client or _new_client()
         endpoint = _shown(client.meta.endpoint_url)
         yield client
     except ProGRPOError:

@@ -44,6 +44,14 @@ class CompareStep(Config):
     tracking: steps.Tracking | None = Field(None, description="absent: nothing is logged to MLflow")
 
 
+class PromoteStep(Config):
+    """File of ``progrpo step promote``."""
+
+    comparison: Path = Field(description="comparison artifact with a gate")
+    training: str = Field("", description="the candidate's training run, a path or URI; may be absent if rejected")
+    tracking: steps.Tracking | None = Field(None, description="absent: nothing is registered")
+
+
 def _prepare_dataset(config: DatasetConfig, output: Path) -> Manifest:
     return steps.prepare_dataset(config.model_dump(), output=output)
 
@@ -83,12 +91,19 @@ def _compare(config: CompareStep, output: Path) -> Manifest:
     )
 
 
+def _promote(config: PromoteStep, output: Path) -> Manifest:
+    return steps.promote(
+        comparison=config.comparison, training_uri=config.training, output=output, tracking=config.tracking
+    )
+
+
 STEPS: dict[str, tuple[type[Config], Callable[[Any, Path], Manifest]]] = {
     "prepare-dataset": (DatasetConfig, _prepare_dataset),
     "import-checkpoint": (CheckpointConfig, _import_checkpoint),
     "train": (TrainStep, _train),
     "evaluate": (EvaluateStep, _evaluate),
     "compare": (CompareStep, _compare),
+    "promote": (PromoteStep, _promote),
 }
 
 

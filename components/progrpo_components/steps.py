@@ -8,6 +8,7 @@ anything is read or written. The library is imported inside the functions: namin
 from __future__ import annotations
 
 import gc
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -152,8 +153,10 @@ def train(
     with reported("train", arm=arm.name, seed=seed, output=output) as progress:
         settings = parse(TrainConfig, config, source="train")
         _check_artifacts({"dataset": dataset, "checkpoint": checkpoint})
-        _preload("progrpo.training.trainer", "progrpo.training.train", *_tracking_modules(tracking))
-        if settings.distributed.num_processes > 1:
+        launches = settings.distributed.num_processes > 1  # then this process only watches its ranks
+        trains = () if launches else ("progrpo.training.trainer", "progrpo.training.train")
+        _preload(*trains, *_tracking_modules(tracking))
+        if launches:
             from progrpo.training.launch import launch as library_train
         else:
             from progrpo.training.train import train as library_train
@@ -258,14 +261,71 @@ def compare(
             )
             if tracker is not None:
                 tracker.log_params(settings.model_dump(mode="json"), prefix="comparison.")
+                from progrpo_components.promotion import read_gate
+
+                tracker.log_metrics(read_comparison_metrics(output))
+                if (gate := read_gate(output)) is not None:
+                    tracker.set_tags({"progrpo.gate": gate.outcome, "progrpo.gate_reason": gate.reason[:5000]})
                 tracker.log_artifacts(output)
         return manifest
 
 
+def promote(*, comparison: Path, training_uri: str, output: Path, tracking: Tracking | None = None) -> Manifest:
+    """Do what the gate of a comparison decided: register the candidate in MLflow, and fail where it is told to.
+
+    Args:
+        comparison: comparison artifact with a gate.
+        training_uri: the candidate's training run: a path, or the URI of an object store; see :func:`find_candidate`.
+        output: directory of promotion.json, written if the step does not fail.
+        tracking: the pipeline run it belongs to; None: nothing is registered.
+
+    Raises:
+        ConfigError: the comparison has no gate, or the training run was not given to it.
+        PromotionError: the outcome is one of the gate's ``fail_on``, or MLflow did not take the registration.
+    """
+    with reported("promote", output=output):
+        from progrpo_components.promotion import finish, read_gate, register_candidate
+
+        gate = read_gate(comparison)
+        if gate is None:
+            raise ConfigError(f"{comparison} was compared without a gate. Give comparison.gate, and compare again.")
+        _preload(*_tracking_modules(tracking))
+        registration = None
+        if tracking is not None and _tracking_modules(tracking):
+            with _tracker(tracking, gate.candidate, gate.seed) as tracker:
+                pass  # found; the training is no failure where its registration is one
+            tags = {"progrpo.pipeline_run_id": tracking.run_id}
+            registration = register_candidate(tracker, gate, training_uri, tags)
+        return finish(comparison, gate, registration, output)
+
+
+def find_candidate(comparison: Path, trainings: Mapping[str, Path]) -> tuple[str, str]:
+    """Return the outcome of a comparison's gate, "none" without one, and the URI of its candidate's training run.
+
+    Args:
+        comparison: comparison artifact.
+        trainings: training runs by URI.
+    """
+    from progrpo_components.promotion import read_gate
+
+    gate = read_gate(comparison)
+    if gate is None:
+        return "none", ""
+    runs = {uri: _run_of(path) for uri, path in trainings.items()}
+    found = (uri for uri, run in runs.items() if run and (run.arm.name, run.seed) == (gate.candidate, gate.seed))
+    return gate.outcome, next(found, "")
+
+
+def read_comparison_metrics(comparison: Path) -> dict[str, float]:
+    """Read the headline of a comparison as numbers under names that MLflow and KFP take."""
+    from progrpo.comparison.exports import flat_metrics
+    from progrpo.comparison.result import read_comparison
+
+    return flat_metrics(read_comparison(comparison))
+
+
 def read_metrics(evaluation: Path) -> dict[str, float]:
     """Read the values of ``evaluation.json`` without their intervals, under names that MLflow and KFP take."""
-    import json
-
     metrics = json.loads((evaluation / "evaluation.json").read_text(encoding="utf-8"))["metrics"]
     return {
         name: float(value["value"] if isinstance(value, dict) else value)

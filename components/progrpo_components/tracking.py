@@ -91,7 +91,7 @@ def open_tracking(
             "same. Check MLFLOW_TRACKING_URI, or set %s=off. Cause: %s",
             redact(uri),
             SWITCH,
-            _describe(error),
+            describe_error(error),
         )
         return Tracker()
     return Tracker(client, run_id, trained=seed is not None)
@@ -105,10 +105,11 @@ class Tracker:
 
     Attributes:
         run_id: of the MLflow run; None if nothing is logged.
+        client: of its server, for what may fail; None likewise.
     """
 
     def __init__(self, client: MlflowClient | None = None, run_id: str | None = None, *, trained: bool = True) -> None:
-        self.run_id = run_id
+        self.run_id, self.client = run_id, client
         self._client, self._trained = client, trained
         self._metrics: deque[Metric] = deque(maxlen=_MAX_BUFFERED)
         self._params: deque[Param] = deque()
@@ -152,6 +153,12 @@ class Tracker:
             if self._legal_name(key):
                 self._params.append(Param(key, short))
         self._start(self._client)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Tag the run."""
+        if self._client is not None:
+            client, run_id = self._client, self.run_id
+            self._attempt("tags", lambda: [client.set_tag(run_id, key, value) for key, value in tags.items()])
 
     def log_dataset(self, directory: Path) -> None:
         """Name a dataset artifact as the run's input: a split each, with context ``training`` and ``evaluation``.
@@ -244,7 +251,7 @@ class Tracker:
                 client.log_batch(self.run_id, **{kind: batch})
             except Exception as error:
                 if _is_refusal(error):
-                    self._warn(kind, f"MLflow refused {len(batch)} {kind}: {_describe(error)}")
+                    self._warn(kind, f"MLflow refused {len(batch)} {kind}: {describe_error(error)}")
                     continue
                 buffer.extendleft(reversed(batch))
                 self._retry_at = time.monotonic() + RETRY_S
@@ -252,7 +259,7 @@ class Tracker:
                     text = f"MLflow lacks {len(buffer)} {kind} of run {self.run_id}; they are in the step's output"
                 else:
                     text = f"MLflow cannot be reached; {kind} are kept and tried again"
-                self._warn(text, f"{text}. Cause: {_describe(error)}")
+                self._warn(text, f"{text}. Cause: {describe_error(error)}")
                 return False
         return True
 
@@ -260,7 +267,7 @@ class Tracker:
         try:
             call()
         except Exception as error:
-            self._warn(what, f"MLflow did not take {what} of run {self.run_id}: {_describe(error)}")
+            self._warn(what, f"MLflow did not take {what} of run {self.run_id}: {describe_error(error)}")
 
     def _loggable(self, key: str, value: float) -> bool:
         if not self._legal_name(key):
@@ -379,6 +386,7 @@ def redact(text: str) -> str:
     return re.sub(r"://[^/\s]*@", "://***@", text)
 
 
-def _describe(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
+    """Return type and first line of an error, without passwords."""
     lines = str(error).strip().splitlines()
     return redact(f"{type(error).__name__}: {lines[0][:300] if lines else ''}")

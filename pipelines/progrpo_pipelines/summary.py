@@ -52,7 +52,7 @@ def _print_line(console: Console, name: str, value: str) -> None:
 
 def _print_comparison(directory: Path, console: Console) -> None:
     from progrpo.comparison.result import read_comparison
-    from progrpo.comparison.tables import headline_columns, headline_sentences, headline_table
+    from progrpo.comparison.tables import headline_columns, headline_sentences, headline_table, outcome_words
 
     comparison = read_comparison(directory)
     table = Table(title=f"Held-out problems: {comparison.num_problems}, completions each: {comparison.num_samples}")
@@ -67,8 +67,13 @@ def _print_comparison(directory: Path, console: Console) -> None:
     console.print(f"Intervals: {comparison.level:.0%} bootstrap.", highlight=False)
     for text in headline_sentences(comparison):
         console.print(text, markup=False, highlight=False)
-    for text in comparison.warnings:
+    alarms = (f"the arms were measured in different ways: {text}." for text in comparison.protocol_differences)
+    for text in (*alarms, *comparison.warnings):
         console.print(f"Warning: {text}", markup=False, highlight=False)
+    if (gate := comparison.gate) is not None:
+        console.print(
+            f"Gate: {outcome_words(gate.outcome)} {gate.candidate}. {gate.reason}.", markup=False, highlight=False
+        )
     console.print()
 
 

@@ -10,6 +10,7 @@ from progrpo_components.compare.component import compare
 from progrpo_components.evaluate.component import evaluate
 from progrpo_components.import_checkpoint.component import import_checkpoint
 from progrpo_components.prepare_dataset.component import prepare_dataset
+from progrpo_components.promote.component import promote
 from progrpo_components.train.component import train
 from progrpo_components.validate_inputs.component import validate_inputs
 
@@ -54,7 +55,7 @@ def train_and_compare(
     comparison: Any,
     experiment: Any,
 ) -> Task:
-    """Train and evaluate every run, evaluate the checkpoint they start from, and compare.
+    """Train and evaluate every run, evaluate the checkpoint they start from, compare, and promote if there is a gate.
 
     Args:
         runs: channel of validate-inputs' list of ``{arm, seed}``.
@@ -86,4 +87,14 @@ def train_and_compare(
         evaluations=dsl.Collected(evaluated.outputs["evaluation"]),
         trainings=dsl.Collected(trained.outputs["training"]),
     )
-    return task.set_display_name("Compare").set_caching_options(False)
+    task.set_display_name("Compare").set_caching_options(False)
+    # kfp.local resolves a condition on an output only where that is a return value.
+    with dsl.If(task.outputs["Output"] != "none", name="There is a gate"):
+        promoted = promote(
+            training_uri=task.outputs["candidate_uri"],
+            experiment=experiment,
+            run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            comparison=task.outputs["comparison"],
+        )
+        promoted.set_display_name("Promote").set_caching_options(False)
+    return task

@@ -17,7 +17,11 @@ TINY = """
 dataset: {source: {num_train: 64, num_eval: 16}}
 train: {steps: 4, prompts_per_step: 2, group_size: 4, log_rollouts_every: 2}
 evaluation: {num_samples: 4}
-comparison: {num_resamples: 100}
+comparison:
+  num_resamples: 100
+  gate:  # holds whatever 4 steps of training do
+    candidate: progrpo
+    rules: [{metric: eval/pass_at_1, against: start, relation: not_worse, margin: 1.0}]
 """
 
 
@@ -48,7 +52,7 @@ def test_every_artifact_is_whole(finished):
         read_manifest(path.parent, kind)  # checks every digest
         kinds[kind] = kinds.get(kind, 0) + 1
     # 4 training runs (2 arms x 2 seeds) hold a checkpoint each, beside the one that was imported.
-    assert kinds == {"dataset": 1, "checkpoint": 5, "training": 4, "evaluation": 5, "comparison": 1}
+    assert kinds == {"dataset": 1, "checkpoint": 5, "training": 4, "evaluation": 5, "comparison": 1, "promotion": 1}
 
 
 def test_the_comparison_holds_every_arm_and_seed(finished):
@@ -103,6 +107,23 @@ def test_mlflow_has_one_summary_run_for_each_arm_and_seed(finished):
     assert {file.path for file in client.list_artifacts(runs["run"].info.run_id)} >= {"report.html", "comparison.json"}
 
 
+def test_the_candidate_is_the_champion_in_the_registry(finished):
+    from mlflow import MlflowClient
+
+    _, run = finished
+    store = f"sqlite:///{run.parent / 'mlflow.db'}"
+    client = MlflowClient(tracking_uri=store, registry_uri=store)
+    version = client.get_model_version_by_alias("progrpo", "champion")
+    assert client.get_run(version.run_id).info.run_name == "progrpo-seed0"
+    assert "Pass@1 of progrpo not worse than start by more than 100.0 points" in version.description
+    names = {file.path for file in client.list_artifacts(version.run_id, "checkpoint")}
+    assert {"checkpoint/model.safetensors", "checkpoint/manifest.json"} <= names
+    (comparison,) = (entry for entry in client.search_runs([client.get_run(version.run_id).info.experiment_id])
+                     if entry.info.run_name == "run")  # fmt: skip
+    assert comparison.data.tags["progrpo.gate"] == "promote"
+    assert "compare/progrpo/pass_at_4_difference_low" in comparison.data.metrics
+
+
 def test_no_temporary_files_stay(finished):
     _, run = finished
     assert not (run / "tmp").exists()
@@ -111,7 +132,8 @@ def test_no_temporary_files_stay(finished):
 def test_the_same_seeds_give_the_same_numbers(finished, tmp_path):
     _, run = finished
     command = [*COMMAND, "train-and-evaluate", "--preset", "smoke", "--params-file", str(run.parent / "tiny.yaml")]
-    command += ["--output", str(tmp_path / "again")]  # its default arm and seed: progrpo, 0
+    # Its default arm and seed: progrpo, 0. Without a gate nothing is promoted.
+    command += ["--output", str(tmp_path / "again"), "--set", "comparison.gate=null"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
 
@@ -124,3 +146,4 @@ def test_the_same_seeds_give_the_same_numbers(finished, tmp_path):
         return json.loads(path.read_text())["metrics"]
 
     assert metrics(tmp_path / "again") == metrics(run)
+    assert not list((tmp_path / "again" / "artifacts").rglob("promotion.json"))

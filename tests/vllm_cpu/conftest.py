@@ -56,12 +56,21 @@ def prompts(embedded_checkpoint: Path, tiny_dataset: Path) -> list[list[int]]:
     return sorted(rendered, key=len)[::5][:4]
 
 
-@pytest.fixture(scope="session")
+FIGURES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
 def measured(request: pytest.FixtureRequest):
-    """Print a figure for docs/vllm.md, also where the test passes."""
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+    """Keep figures for the end of the run, from where they go into docs/vllm.md."""
 
     def measured(**figures: object) -> None:
-        reporter.write_line(f"\n  measured {json.dumps(figures)}")
+        line = f"{request.node.name}: {json.dumps(figures)}"
+        request.config.stash.setdefault(FIGURES, []).append(line)
 
     return measured
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print what was measured."""
+    for line in config.stash.get(FIGURES, []):
+        terminalreporter.write_line(f"measured {line}")

@@ -19,11 +19,11 @@ from progrpo.comparison.curves import logged_metrics, training_curves
 from progrpo.comparison.palette import Look, looks
 from progrpo.comparison.result import Comparison, Estimate
 from progrpo.comparison.sources import Evaluation, Floats, Training, read_prompts
-from progrpo.comparison.tables import label
+from progrpo.comparison.tables import band_words, label
 from progrpo.config import START
-from progrpo.metrics import TRAIN_METRICS
+from progrpo.metrics import TRAIN_METRICS, pass_at
 
-_DASHES = ("solid", "dash", "dot", "dashdot")
+DASHES = ("solid", "dash", "dot", "dashdot")
 _MAX_SCATTER_PROBLEMS = 2000
 _MAIN_TRAIN_METRICS = ("train/entropy", "train/reward")
 
@@ -88,10 +88,57 @@ def pass_at_k_chart(comparison: Comparison) -> Chart:
         f"{arm.name} {100 * arm.curve[0].value:.1f} % to {100 * arm.curve[-1].value:.1f} %" for arm in comparison.arms
     )
     caption = (
-        f"The chance that at least one of k completions is correct; bands are {100 * comparison.level:g} % intervals. "
-        "Bands that overlap can hide a resolved difference: differences are paired by problem, bands are not."
+        f"The chance that at least one of k completions is correct; bands are {100 * comparison.level:g} % intervals "
+        "at each k. Bands that overlap can hide a resolved difference, since differences are paired by problem."
     )
-    return _chart("pass-at-k", f"Every k up to {comparison.num_samples}", caption, f"Pass@k: {ends}.", figure)
+    return make_chart("pass-at-k", f"Every k up to {comparison.num_samples}", caption, f"Pass@k: {ends}.", figure)
+
+
+def difference_chart(comparison: Comparison) -> Chart | None:
+    """Pass@k of every trained arm minus the baseline's, with a band that holds at every k at once."""
+    import plotly.graph_objects as go
+
+    differences = [d for d in comparison.differences if d.arm != START or len(comparison.differences) == 1]
+    if not differences:
+        return None
+    styles = looks([arm.name for arm in comparison.arms])
+    figure = go.Figure()
+    words = []
+    for difference in differences:
+        look, curve = styles[difference.arm], difference.curve
+        ks = [point.k for point in curve]
+        figure.add_scatter(
+            x=[*ks, *reversed(ks)],
+            y=[*(100 * p.band_high for p in curve), *(100 * p.band_low for p in reversed(curve))],
+            fill="toself",
+            fillcolor=look.translucent(0.18),
+            line={"width": 0},
+            mode="lines",
+            legendgroup=difference.arm,
+            showlegend=False,
+            hoverinfo="skip",
+        )
+        figure.add_scatter(
+            x=ks,
+            y=[100 * p.value for p in curve],
+            customdata=[[100 * p.band_low, 100 * p.band_high] for p in curve],
+            mode="lines",
+            name=difference.arm,
+            legendgroup=difference.arm,
+            line={"color": look.colour, "width": 2.5, "dash": look.dash},
+            hovertemplate="%{y:+.1f} points [%{customdata[0]:+.1f}, %{customdata[1]:+.1f}]",
+        )
+        words.append(band_words(difference, comparison.baseline))
+    figure.add_hline(y=0, line={"width": 1, "dash": "dot", "color": "#808080"})
+    ks = list(comparison.ks)
+    figure.update_xaxes(title="k, completions drawn (log scale)", type="log", tickvals=ks, ticktext=list(map(str, ks)))
+    figure.update_yaxes(title=f"Pass@k minus {comparison.baseline} (points)")
+    figure.update_layout(hovermode="x unified")
+    caption = (
+        f"Bands hold at every k at once with {100 * comparison.level:g} %: where one excludes 0, the difference is "
+        f"resolved without a correction for many k. {' '.join(words)}"
+    )
+    return make_chart("difference", f"Difference to {comparison.baseline} at every k", caption, " ".join(words), figure)
 
 
 def bar_charts(comparison: Comparison) -> list[Chart]:
@@ -131,7 +178,7 @@ def _bars(comparison: Comparison, metric: str, chart_id: str, title: str) -> Cha
     figure.update_yaxes(title=label(metric), rangemode="tozero")
     words = "; ".join(f"{arm} {e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" for arm, e in estimates.items())
     caption = f"Bars: the mean over seeds. Lines: {100 * comparison.level:g} % intervals."
-    return _chart(chart_id, title, caption, f"{title}: {words}.", figure, small=True)
+    return make_chart(chart_id, title, caption, f"{title}: {words}.", figure, small=True)
 
 
 def training_charts(comparison: Comparison, trainings: Sequence[Training]) -> tuple[list[Chart], list[Chart]]:
@@ -158,7 +205,7 @@ def _training_chart(metric: str, trainings: Sequence[Training], styles: Mapping[
     seeds = sorted({curve.seed for curve in curves})
     shown: set[str] = set()
     for curve in curves:
-        look, dash = styles[curve.arm], _DASHES[seeds.index(curve.seed) % len(_DASHES)]
+        look, dash = styles[curve.arm], DASHES[seeds.index(curve.seed) % len(DASHES)]
         common = {"x": curve.steps, "mode": "lines", "legendgroup": curve.arm}
         figure.add_scatter(
             **common,
@@ -181,11 +228,73 @@ def _training_chart(metric: str, trainings: Sequence[Training], styles: Mapping[
     ends = "; ".join(f"{c.arm} seed {c.seed} from {c.smoothed[0]:.3g} to {c.smoothed[-1]:.3g}" for c in curves)
     meaning = TRAIN_METRICS[metric]
     caption = f"{meaning[0].upper()}{meaning[1:]}."
-    return _chart(_chart_id(metric), metric, caption, f"Over training: {ends}.", figure, small=small)
+    return make_chart(_chart_id(metric), metric, caption, f"Over training: {ends}.", figure, small=small)
+
+
+def cost_chart(comparison: Comparison) -> Chart | None:
+    """What training cost against what it gained over the start checkpoint, at the smallest and the largest k."""
+    import plotly.graph_objects as go
+
+    costs, title = training_costs(comparison)
+    gains = {gain.arm: gain.metrics for gain in comparison.gains if gain.arm in costs}
+    if not gains:
+        return None
+    styles = looks([arm.name for arm in comparison.arms])
+    figure = go.Figure()
+    words = []
+    for arm, metrics in gains.items():
+        names = [pass_at(k) for k in dict.fromkeys((comparison.ks[0], comparison.ks[-1]))]
+        figure.add_scatter(
+            x=[costs[arm]] * len(names),
+            y=[100 * metrics[name].value for name in names],
+            mode="lines+markers+text",
+            name=arm,
+            text=[label(name).partition(" (")[0] for name in names],
+            textposition="middle right",
+            line={"color": styles[arm].colour, "width": 1, "dash": "dot"},
+            marker={"color": styles[arm].colour, "symbol": styles[arm].marker, "size": 9},
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": [100 * (metrics[name].high - metrics[name].value) for name in names],
+                "arrayminus": [100 * (metrics[name].value - metrics[name].low) for name in names],
+                "color": styles[arm].colour,
+                "thickness": 1.5,
+                "width": 6,
+            },
+            hovertemplate=f"{arm}: %{{x:.3g}} h, %{{text}} %{{y:+.1f}} points<extra></extra>",
+        )
+        gained = ", ".join(f"{label(n).partition(' (')[0]} {100 * metrics[n].value:+.1f} points" for n in names)
+        words.append(f"{arm} {costs[arm]:.3g} h: {gained}")
+    figure.update_xaxes(title=title, rangemode="tozero")
+    figure.update_yaxes(title=f"gain over {START} (points)", zeroline=True)
+    caption = f"Means over seeds; lines are {100 * comparison.level:g} % intervals of the gain, paired by problem."
+    return make_chart("cost", "Cost against gain", caption, f"{'; '.join(words)}.", figure)
+
+
+def training_costs(comparison: Comparison) -> tuple[dict[str, float], str]:
+    """Return the mean cost of training one seed of each arm, in hours, and what these hours are."""
+    trained = [arm for arm in comparison.arms if arm.wall_time.train_s is not None]
+    gpu_hours = {
+        arm.name: [seed.train_gpu_hours for seed in arm.per_seed if seed.train_gpu_hours is not None] for arm in trained
+    }
+    if trained and all(len(gpu_hours[arm.name]) == len(arm.per_seed) for arm in trained):
+        return {arm: float(np.mean(hours)) for arm, hours in gpu_hours.items()}, "GPU-hours of training a seed"
+    hours = {arm.name: arm.wall_time.train_s / 3600 for arm in trained if arm.wall_time.train_s is not None}
+    return hours, "hours of training a seed (wall time)"
+
+
+def shown_problems(problem_ids: Sequence[str]) -> list[int]:
+    """Choose the problems that the scatter plot shows: all, or so many at random that a browser keeps up."""
+    chosen = np.random.default_rng(0).permutation(len(problem_ids))[:_MAX_SCATTER_PROBLEMS]
+    return [int(p) for p in np.sort(chosen)]
 
 
 def scatter_chart(comparison: Comparison, evaluations: Mapping[str, Sequence[Evaluation]]) -> Chart | None:
-    """Success rate of every problem: the baseline's against each other arm's."""
+    """Success rate of every problem: the baseline's against each other arm's.
+
+    The points carry the place of their problem in :func:`shown_problems`; the last trace marks the chosen one.
+    """
     import plotly.graph_objects as go
 
     others = [arm.name for arm in comparison.arms if arm.name != comparison.baseline]
@@ -194,11 +303,11 @@ def scatter_chart(comparison: Comparison, evaluations: Mapping[str, Sequence[Eva
     styles = looks([arm.name for arm in comparison.arms])
     ids = evaluations[comparison.baseline][0].problem_ids
     prompts = read_prompts(evaluations[comparison.baseline][0].directory)
-    rng = np.random.default_rng(0)
-    chosen = np.sort(rng.permutation(len(ids))[:_MAX_SCATTER_PROBLEMS])
+    chosen = shown_problems(ids)
     baseline_P = success_rates(evaluations[comparison.baseline])[chosen]
     # Rates are multiples of 1 / n; half a step of jitter shows how many problems share a point.
     jitter = 0.35 / comparison.num_samples
+    rng = np.random.default_rng(0)
     figure = go.Figure()
     figure.add_scatter(
         x=[0, 100], y=[0, 100], mode="lines", line={"width": 1, "dash": "dot", "color": "#808080"},
@@ -208,11 +317,12 @@ def scatter_chart(comparison: Comparison, evaluations: Mapping[str, Sequence[Eva
         arm_P = success_rates(evaluations[arm])[chosen]
         shift_2P = rng.uniform(-jitter, jitter, size=(2, len(chosen)))
         figure.add_scatter(
-            x=100 * (baseline_P + shift_2P[0]),
-            y=100 * (arm_P + shift_2P[1]),
+            x=(100 * (baseline_P + shift_2P[0])).round(2).tolist(),
+            y=(100 * (arm_P + shift_2P[1])).round(2).tolist(),
+            customdata=list(range(len(chosen))),
             mode="markers",
             name=arm,
-            marker={"color": styles[arm].colour, "symbol": styles[arm].marker, "size": 6, "opacity": 0.55},
+            marker={"color": styles[arm].colour, "symbol": styles[arm].marker, "size": 7, "opacity": 0.55},
             text=[
                 _hover_text(ids[p], prompts.get(ids[p]))
                 + f"<br>{comparison.baseline} {100 * x:.0f} %, {arm} {100 * y:.0f} %"
@@ -221,25 +331,30 @@ def scatter_chart(comparison: Comparison, evaluations: Mapping[str, Sequence[Eva
             hovertemplate="%{text}<extra></extra>",
             visible=True if arm != START or len(others) == 1 else "legendonly",
         )
+    figure.add_scatter(
+        x=[None], y=[None], mode="markers", showlegend=False, hoverinfo="skip",
+        marker={"symbol": "circle-open", "size": 16, "line": {"width": 3}},
+    )  # fmt: skip
     figure.update_xaxes(title=f"{comparison.baseline}: correct completions (%)", range=[-3, 103])
     figure.update_yaxes(title="other arm: correct completions (%)", range=[-3, 103])
     figure.update_layout(hovermode="closest")
+    rates = {arm: success_rates(evaluations[arm])[chosen] for arm in others}
     words = "; ".join(
-        f"{arm} is above on {int((success_rates(evaluations[arm])[chosen] > baseline_P).sum())} and below on "
-        f"{int((success_rates(evaluations[arm])[chosen] < baseline_P).sum())} of {len(chosen)} problems"
-        for arm in others
+        f"{arm} is above on {int((arm_P > baseline_P).sum())} and below on {int((arm_P < baseline_P).sum())} of "
+        f"{len(chosen)} problems"
+        for arm, arm_P in rates.items()
     )
     caption = (
         f"One point a problem{'' if len(chosen) == len(ids) else f' ({len(chosen)} of {len(ids)}, drawn at random)'}, "
         f"moved a little so that equal points show. Above the dotted line the arm solves the problem more often than "
-        f"{comparison.baseline}."
+        f"{comparison.baseline}. Click a point to read the completions."
     )
-    return _chart("per-problem", "Success rate of each problem", caption, f"{words}.", figure)
+    return make_chart("per-problem", "Success rate of each problem", caption, f"{words}.", figure)
 
 
 def _hover_text(problem_id: str, prompt: str | None) -> str:
     """Escape for Plotly, which would take tags for formatting and links, and break long lines."""
-    lines = textwrap.wrap(prompt or "", 70, max_lines=6, placeholder=" …")
+    lines = textwrap.wrap(prompt or "", 70, max_lines=2, placeholder=" …")
     return "<br>".join(html.escape(line) for line in [problem_id, *lines])
 
 
@@ -249,7 +364,8 @@ def success_rates(evaluations: Sequence[Evaluation]) -> Floats:
     return rates
 
 
-def _chart(chart_id: str, title: str, caption: str, description: str, figure: Any, *, small: bool = False) -> Chart:
+def make_chart(chart_id: str, title: str, caption: str, description: str, figure: Any, *, small: bool = False) -> Chart:
+    """Lay a Plotly figure out as every plot of the report is."""
     figure.update_layout(
         template="none",
         margin={"l": 56, "r": 12, "t": 12, "b": 48},

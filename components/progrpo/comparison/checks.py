@@ -9,18 +9,14 @@ from progrpo.comparison.sources import Evaluation, Training
 from progrpo.config import START
 from progrpo.errors import ComparisonError
 
-PROTOCOL_KEYS = (
-    "dataset_digest",
-    "num_samples",
-    "temperature",
-    "top_p",
-    "max_completion_tokens",
-    "chat_template_digest",
-    "verifier",
-)
-# How fast an evaluation runs, and which completions are drawn, are no part of what is measured.
-_FREE_EVALUATION_KEYS = {*PROTOCOL_KEYS, "seed", "ks", "batch_size", "device", "num_threads", "max_problems"}
-_FREE_TRAINING_KEYS = {"device", "num_threads", "log_rollouts_every"}
+# Other problems, or another number of completions of them, leave nothing to pair.
+_REFUSED_PROTOCOL_KEYS = ("dataset_digest", "num_samples")
+# Which completions are drawn, and with what arithmetic, is no part of what is measured; that the problems agree is
+# checked one by one; the digest sums up the other keys.
+_FREE_PROTOCOL_KEYS = {"seed", "max_problems", "dtype", "engine", "digest"}
+# Nor is how fast an evaluation runs.
+_FREE_EVALUATION_KEYS = {"seed", "ks", "batch_size", "device", "num_threads", "max_problems"}
+_FREE_TRAINING_KEYS = {"device", "num_threads", "log_rollouts_every", "checkpointing"}
 
 
 def check_comparable(evaluations: Sequence[Evaluation], baseline: str) -> None:
@@ -28,7 +24,7 @@ def check_comparable(evaluations: Sequence[Evaluation], baseline: str) -> None:
 
     Raises:
         ComparisonError: nothing to compare, an unknown baseline, an arm and seed twice, one arm name for two
-            algorithms, or evaluations with another protocol or other problems.
+            algorithms, evaluations on another dataset or other problems, or with another number of completions.
     """
     if not evaluations:
         raise ComparisonError("no evaluations given; give the output directory of at least one evaluate step.")
@@ -49,7 +45,7 @@ def check_comparable(evaluations: Sequence[Evaluation], baseline: str) -> None:
             )
         same_arm = algorithms.setdefault(other.arm, other)
         _refuse_different("algorithm", same_arm, other, same_arm.summary.algorithm, other.summary.algorithm)
-        for key in PROTOCOL_KEYS:
+        for key in _REFUSED_PROTOCOL_KEYS:
             _refuse_different(
                 f"protocol.{key}", first, other, first.summary.protocol.get(key), other.summary.protocol.get(key)
             )
@@ -90,6 +86,18 @@ def check_trainings(trainings: Sequence[Training]) -> dict[tuple[str, int], Trai
                 f"{training.directory}. Give each arm and seed once."
             )
     return index
+
+
+def protocol_differences(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Name every way in which the evaluations measured differently: then a difference is not the arms' alone."""
+    protocols = {evaluation.label: evaluation.summary.protocol for evaluation in evaluations}
+    return list(_differences(protocols, _FREE_PROTOCOL_KEYS))
+
+
+def shared_protocol(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """Return what the protocols of all evaluations agree on, with dotted keys."""
+    protocols = [flatten(evaluation.summary.protocol) for evaluation in evaluations]
+    return {key: value for key, value in protocols[0].items() if all(p.get(key) == value for p in protocols)}
 
 
 def find_warnings(evaluations: Sequence[Evaluation], trainings: Mapping[tuple[str, int], Training]) -> list[str]:
@@ -158,7 +166,8 @@ def _short(digests: Mapping[str, str]) -> dict[str, str]:
 
 def _evaluation_warnings(evaluations: Sequence[Evaluation]) -> Iterator[str]:
     configs = {evaluation.label: evaluation.config.get("evaluation") or {} for evaluation in evaluations}
-    for difference in _differences(configs, _FREE_EVALUATION_KEYS):
+    measured = {key for evaluation in evaluations for key in evaluation.summary.protocol} - _FREE_PROTOCOL_KEYS
+    for difference in _differences(configs, _FREE_EVALUATION_KEYS | measured):
         yield f"Evaluation differed: {difference}."
     for evaluation in evaluations:
         if evaluation.summary.unscored:

@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from progrpo.comparison.checks import PROTOCOL_KEYS, check_comparable, check_trainings, find_warnings
+from progrpo.comparison.checks import (
+    check_comparable,
+    check_trainings,
+    find_warnings,
+    protocol_differences,
+    shared_protocol,
+)
+from progrpo.comparison.exports import csv_table, latex_table
+from progrpo.comparison.gate import check_gate, judge
 from progrpo.comparison.pngs import write_pngs
 from progrpo.comparison.report import render_report
-from progrpo.comparison.result import COMPARISON_NAME, Comparison
+from progrpo.comparison.result import COMPARISON_NAME, GATE_NAME, ArmDifference, Comparison
 from progrpo.comparison.sources import Evaluation, Training, read_evaluation, read_training
 from progrpo.comparison.statistics import estimate_arm, subtract
+from progrpo.comparison.tables import markdown_summary
 from progrpo.config import START, CompareConfig
 from progrpo.manifest import MANIFEST_NAME, Manifest, write_manifest
 from progrpo.metrics import Progress
 
-REPORT_NAME = "report.html"
+REPORT_NAME, SUMMARY_NAME = "report.html", "summary.md"
 
 
 def compare(
@@ -32,7 +41,8 @@ def compare(
         config: the baseline, and how intervals are made.
         evaluations: evaluation artifacts, one an arm and seed; one may be of the checkpoint before training.
         trainings: the training runs behind them, for curves and configurations; may be empty or incomplete.
-        output: written: comparison.json, report.html, plots/*.png and, last, manifest.json.
+        output: written: comparison.json, report.html, summary.md, table.csv, table.tex, plots/*.png, with a gate
+            gate.json and, last, manifest.json.
         progress: told how many arms are estimated.
 
     Raises:
@@ -44,16 +54,24 @@ def compare(
     by_run = check_trainings(runs)
     check_comparable(read, config.baseline)
     by_arm = _group(read, config.baseline)
+    if config.gate is not None:
+        check_gate(config.gate, by_arm)
 
     comparison = _estimate(config, by_arm, by_run, progress or Progress())
 
     output.mkdir(parents=True, exist_ok=True)
     (output / MANIFEST_NAME).unlink(missing_ok=True)  # an earlier result is no longer whole from here on
     (output / COMPARISON_NAME).write_text(comparison.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (output / GATE_NAME).unlink(missing_ok=True)
+    if comparison.gate is not None:
+        (output / GATE_NAME).write_text(comparison.gate.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (output / SUMMARY_NAME).write_text(markdown_summary(comparison), encoding="utf-8")
+    (output / "table.csv").write_text(csv_table(comparison), encoding="utf-8")
+    (output / "table.tex").write_text(latex_table(comparison), encoding="utf-8")
     (output / REPORT_NAME).write_text(render_report(comparison, by_arm, runs), encoding="utf-8")
     for stale in (output / "plots").glob("*.png"):
         stale.unlink()
-    write_pngs(comparison, runs, output / "plots")
+    write_pngs(comparison, by_arm, runs, output / "plots")
     inputs = {f"evaluation/{e.arm}" + ("" if e.seed is None else f"/seed-{e.seed}"): e.digest for e in read}
     inputs.update({f"training/{t.arm}/seed-{t.seed}": t.digest for t in runs})
     return write_manifest(
@@ -64,7 +82,8 @@ def compare(
         metadata={
             "arms": [arm.name for arm in comparison.arms],
             "num_problems": comparison.num_problems,
-            "num_warnings": len(comparison.warnings),
+            "num_warnings": len(comparison.warnings) + len(comparison.protocol_differences),
+            "gate": comparison.gate.outcome if comparison.gate is not None else "none",
         },
     )
 
@@ -89,8 +108,8 @@ def _estimate(
     for of_arm in by_arm.values():
         arms.append(estimate_arm(of_arm, trainings, ks, config))
         progress.update(len(arms), len(by_arm))
-    metrics = list(arms[0].metrics)
     baseline = by_arm[config.baseline]
+    differing = protocol_differences(everything)
     return Comparison(
         baseline=config.baseline,
         level=config.level,
@@ -99,12 +118,21 @@ def _estimate(
         num_problems=len(everything[0].problem_ids),
         num_samples=first.num_samples,
         ks=tuple(ks),
-        protocol={key: first.protocol.get(key) for key in PROTOCOL_KEYS},
+        protocol=shared_protocol(everything),
+        protocol_differences=tuple(differing),
         arms=tuple(arms),
         differences=tuple(
-            subtract(by_arm[arm], baseline, metrics, config)
+            subtract(by_arm[arm], baseline, ks, config)
             for arm in sorted(by_arm, key=lambda arm: arm == START)  # stable: start last
             if arm != config.baseline
         ),
+        gains=_gains(config, by_arm, ks),
         warnings=tuple(find_warnings(everything, trainings)),
+        gate=judge(config, by_arm, ["the arms were measured in different ways"] if differing else []),
     )
+
+
+def _gains(config: CompareConfig, by_arm: dict[str, list[Evaluation]], ks: Sequence[int]) -> tuple[ArmDifference, ...]:
+    if START not in by_arm:
+        return ()
+    return tuple(subtract(by_arm[arm], by_arm[START], ks, config) for arm in by_arm if arm != START)

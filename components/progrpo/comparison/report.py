@@ -11,7 +11,10 @@ from typing import Any
 
 from progrpo.comparison import charts, tables
 from progrpo.comparison.checks import flatten
+from progrpo.comparison.drilldown import Drilldown, embed_completions
+from progrpo.comparison.evaluation_charts import auroc_rows, calibration_chart, position_charts
 from progrpo.comparison.examples import find_examples
+from progrpo.comparison.gate import rule_text
 from progrpo.comparison.palette import looks
 from progrpo.comparison.result import ArmResult, Comparison
 from progrpo.comparison.sources import Evaluation, Training
@@ -54,18 +57,29 @@ def render_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(tables=tables)
+    environment.globals.update(tables=tables, rule_text=rule_text)
     scripts = {"plotly_js": get_plotlyjs(), "report_js": _template_text("report.js")}
     for name, text in scripts.items():
         assert "</script" not in text.lower(), f"{name} cannot be put into a page"
     main_training, other_training = charts.training_charts(comparison, trainings)
     shown = {
-        "curve": [charts.pass_at_k_chart(comparison)],
+        "curve": [
+            chart
+            for chart in [charts.pass_at_k_chart(comparison), charts.difference_chart(comparison)]
+            if chart is not None
+        ],
         "training": main_training,
         "other_training": other_training,
+        "position": position_charts(comparison, evaluations),
+        "calibration": [chart for chart in [calibration_chart(comparison, evaluations)] if chart is not None],
         "bars": charts.bar_charts(comparison),
         "scatter": [chart for chart in [charts.scatter_chart(comparison, evaluations)] if chart is not None],
+        "cost": [chart for chart in [charts.cost_chart(comparison)] if chart is not None],
     }
+    drilldown = None
+    if shown["scatter"]:
+        ids = evaluations[comparison.baseline][0].problem_ids
+        drilldown = embed_completions(evaluations, [ids[p] for p in charts.shown_problems(ids)])
     trained = [arm for arm in comparison.arms if arm.algorithm is not None]
     return environment.get_template("report.html.j2").render(
         comparison=comparison,
@@ -73,17 +87,38 @@ def render_report(
         sentences=tables.headline_sentences(comparison),
         charts=shown,
         figures={chart.id: chart.figure for group in shown.values() for chart in group},
+        drilldown=drilldown,
+        completions=None if drilldown is None else _completions(drilldown, comparison, evaluations),
         examples=find_examples(comparison, evaluations),
         trained=trained,
-        algorithm_rows=config_rows([arm.algorithm or {} for arm in trained]),
+        auroc_rows=auroc_rows(evaluations),
+        method_rows=config_rows([_method(arm) for arm in trained]),
         train_rows=config_rows([arm.train or {} for arm in trained]),
-        protocol=flatten(comparison.protocol),
+        protocol=comparison.protocol,
         evaluation_rows=_evaluation_rows(evaluations),
         versions=_versions(comparison.arms),
         css=Markup(_template_text("report.css")),  # noqa: S704 - our own file
         script_hashes=[_csp_hash(text) for text in scripts.values()],
         **{name: Markup(text) for name, text in scripts.items()},  # noqa: S704 - our own and Plotly's
     )
+
+
+def _completions(
+    drilldown: Drilldown, comparison: Comparison, evaluations: Mapping[str, Sequence[Evaluation]]
+) -> dict[str, Any]:
+    """Lay out the drill-down for the page: rates in whole percent, problems in the order of the scatter plot."""
+    chosen = charts.shown_problems(evaluations[comparison.baseline][0].problem_ids)
+    rates = {
+        arm: (100 * charts.success_rates(of_arm)[chosen]).round().astype(int) for arm, of_arm in evaluations.items()
+    }
+    return {
+        "arms": list(evaluations),
+        "colours": {arm: look.colour for arm, look in looks(list(evaluations)).items()},
+        "problem_ids": drilldown.problem_ids,
+        "rates": {arm: values.tolist() for arm, values in rates.items()},
+        "block_size": drilldown.block_size,
+        "blocks": drilldown.blocks,
+    }
 
 
 def config_rows(configs: Sequence[Mapping[str, Any]]) -> list[ConfigRow]:
@@ -93,6 +128,14 @@ def config_rows(configs: Sequence[Mapping[str, Any]]) -> list[ConfigRow]:
     return [
         ConfigRow(key, tuple("–" if values.get(key) is None else str(values[key]) for values in flat)) for key in keys
     ]
+
+
+def _method(arm: ArmResult) -> dict[str, Any]:
+    """Return what is in force for an arm: what its algorithm sets, else what all arms share (config.method_of)."""
+    algorithm, train = arm.algorithm or {}, arm.train or {}
+    shared = {key: train[key] for key in ("loss", "dynamic_sampling", "overlong_penalty") if train.get(key) is not None}
+    in_force = {key: algorithm.get(key) or value for key, value in shared.items()}
+    return {key: value for key, value in (algorithm | in_force).items() if value is not None}
 
 
 def _evaluation_rows(evaluations: Mapping[str, Sequence[Evaluation]]) -> list[ConfigRow]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from progrpo import __version__
+from progrpo.config import Outcome
 from progrpo.errors import ComparisonError
 from progrpo.manifest import read_manifest
 from progrpo.metrics import pass_at
 
-COMPARISON_NAME = "comparison.json"
+COMPARISON_NAME, GATE_NAME = "comparison.json", "gate.json"
 SCHEMA_VERSION = 1
 
 
@@ -29,9 +30,11 @@ class Estimate(_Frozen):
 
 
 class CurvePoint(Estimate):
-    """Pass@k at one k."""
+    """Pass@k at one k, of an arm or of the difference of two; the band holds at every k at once."""
 
     k: int
+    band_low: float
+    band_high: float
 
 
 class Difference(Estimate):
@@ -45,7 +48,9 @@ class SeedResult(_Frozen):
 
     seed: int | None = Field(description="None: the checkpoint before training")
     metrics: dict[str, float]
+    further: dict[str, Estimate] = Field(description="metrics of evaluation.json beyond those, over its problems alone")
     train_wall_time_s: float | None
+    train_gpu_hours: float | None = Field(description="GPUs held x wall time; None: not known, or trained on a CPU")
     eval_wall_time_s: float
     train_hardware: str | None = Field(description="None: the training run was not given")
     eval_hardware: str
@@ -85,6 +90,40 @@ class ArmDifference(_Frozen):
 
     arm: str
     metrics: dict[str, Difference]
+    curve: tuple[CurvePoint, ...] = Field(description="of Pass@k, at the k of the arm's own curve")
+    superiority: Estimate = Field(
+        description="probability that the arm solves a problem more often than the baseline, ties counting half"
+    )
+
+
+class RuleResult(_Frozen):
+    """One rule of the promotion gate, judged on an interval."""
+
+    metric: str
+    against: str
+    relation: Literal["better", "not_worse", "keeps"]
+    fraction: float = Field(description="of against's value that is subtracted; 1 unless the relation is keeps")
+    threshold: float = Field(description="what the contrast is held against, in the metric's unit")
+    candidate_value: float
+    against_value: float
+    contrast: Estimate = Field(description="candidate - fraction x against, paired by problem")
+    outcome: Literal["holds", "fails", "not_resolved"]
+    reason: str
+
+
+class GateResult(_Frozen):
+    """What the promotion gate decided, and why."""
+
+    candidate: str
+    outcome: Outcome
+    reason: str
+    level: float = Field(description="of the rules' intervals")
+    rules: tuple[RuleResult, ...]
+    obstacles: tuple[str, ...] = Field(description="why nothing may be promoted whatever the rules say")
+    model: str = Field(description="registered model")
+    fail_on: tuple[str, ...] = Field(description="outcomes on which the promote step fails")
+    seed: int = Field(description="training seed whose checkpoint is registered")
+    checkpoint_digest: str
 
 
 class Comparison(_Frozen):
@@ -99,10 +138,13 @@ class Comparison(_Frozen):
     num_problems: int
     num_samples: int
     ks: tuple[int, ...]
-    protocol: dict[str, Any] = Field(description="how every evaluation was sampled and verified")
+    protocol: dict[str, Any] = Field(description="how every evaluation was sampled and verified; dotted keys")
+    protocol_differences: tuple[str, ...] = Field(description="ways in which evaluations measured differently")
     arms: tuple[ArmResult, ...] = Field(description="start first, then the baseline, then the others by name")
     differences: tuple[ArmDifference, ...]
+    gains: tuple[ArmDifference, ...] = Field((), description="trained arms minus start, where it was given")
     warnings: tuple[str, ...]
+    gate: GateResult | None = Field(None, description="None: no rules were given")
 
     def arm(self, name: str) -> ArmResult:
         """Return the arm called ``name``."""

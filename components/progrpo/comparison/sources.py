@@ -5,7 +5,7 @@ Dimensions: P problems, sorted by id.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,56 @@ from progrpo.errors import ComparisonError, ManifestError
 from progrpo.manifest import MANIFEST_NAME, read_manifest, sha256_file
 from progrpo.metrics import read_jsonl
 
+_SCHEMA_VERSIONS = (1, 2)  # 2 adds curves, calibration and metrics
+_ROWS_A_BATCH = 1024  # of completions, which may be long
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
-class EvaluationSummary(BaseModel):
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class Measured(_Part):
+    """A number of an evaluation with its interval over problems."""
+
+    value: float
+    low: float
+    high: float
+
+
+class PositionBin(Measured):
+    """Entropy, nats, over the tokens at positions ``start`` to ``end - 1``, the first being 0."""
+
+    start: int
+    end: int
+
+
+class ReliabilityBin(_Part):
+    """Completions of about one confidence, and the fraction of them that is correct."""
+
+    confidence: float
+    accuracy: Measured
+    num_completions: int
+
+
+class Calibration(_Part):
+    """What c(o|q) says about correctness; no area under the ROC curve where all or none is correct."""
+
+    auroc: Measured | None
+    auroc_within: Measured | None = Field(description="mean over problems with both outcomes")
+    bins: tuple[ReliabilityBin, ...]
+
+
+class Curves(_Part):
+    """The curves of an evaluation that are shown as it measured them."""
+
+    entropy_by_position: dict[str, tuple[PositionBin, ...]] = Field(default_factory=dict)
+
+
+class EvaluationSummary(_Part):
     """The part of ``evaluation.json`` that a comparison needs."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
     schema_version: int
     arm: str = Field(pattern=ARM_NAME)
     algorithm: dict[str, Any] | None
@@ -41,6 +83,9 @@ class EvaluationSummary(BaseModel):
     hardware: str = "unknown"
     unscored: int = Field(0, ge=0)  # completions whose verifier failed
     versions: dict[str, str] = Field(default_factory=dict)
+    metrics: dict[str, Measured] = Field(default_factory=dict)
+    curves: Curves = Curves()
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -112,8 +157,9 @@ def read_evaluation(directory: Path) -> Evaluation:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise ComparisonError(f"{path} is not an evaluation: {where}: {first['msg']}. Evaluate again.") from None
-    if summary.schema_version != 1:
-        raise ComparisonError(f"{path} has schema version {summary.schema_version}, 1 is needed. Evaluate again.")
+    if summary.schema_version not in _SCHEMA_VERSIONS:
+        known = " or ".join(map(str, _SCHEMA_VERSIONS))
+        raise ComparisonError(f"{path} has schema version {summary.schema_version}, needed is {known}. Evaluate again.")
     if (summary.arm == START) != (summary.seed is None):
         raise ComparisonError(
             f"{path}: arm {summary.arm!r} with seed {summary.seed}. A trained arm has a seed and {START!r}, "
@@ -180,6 +226,17 @@ def _count(directory: Path, summary: EvaluationSummary) -> dict[str, Any]:
         "entropy_sum_P": column("entropy_sum_sum"),
         "nll_sum_P": -column("logprob_sum_sum"),
     }
+
+
+def iterate_samples(directory: Path, columns: Sequence[str], problem_ids: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the completions of some problems, row by row in the order of the file, without holding all of them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    wanted = pa.array(problem_ids, pa.string())
+    for batch in pq.ParquetFile(directory / "samples.parquet").iter_batches(_ROWS_A_BATCH, columns=list(columns)):
+        yield from batch.filter(pc.is_in(batch["problem_id"], wanted)).to_pylist()
 
 
 def read_prompts(directory: Path, problem_ids: Sequence[str] | None = None) -> dict[str, str]:

@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from progrpo.comparison.result import ArmResult, Comparison, Difference, Estimate
+from progrpo.comparison.result import ArmDifference, ArmResult, Comparison, Difference, Estimate
 from progrpo.config import START
 from progrpo.metrics import EVAL_METRICS, pass_at
 
 NOT_RESOLVED = "not resolved"
 RESOLVED = "resolved"
-_PERCENT = ("eval/pass_at_", "eval/truncated_frac")
+_OF_K = {"eval/pass_at_": "Pass", "eval/majority_at_": "Majority", "eval/mg_pass_at_": "mG-Pass"}
+_PERCENT = (*_OF_K, "eval/truncated_frac", "eval/unscored_frac")
 _LABELS = {
     "eval/entropy": "Entropy (nats)",
+    "eval/entropy_correct": "Entropy, correct (nats)",
+    "eval/entropy_incorrect": "Entropy, wrong (nats)",
     "eval/sampled_nll": "Sampled NLL (nats)",
+    "eval/answer_entropy": "Answer entropy (nats)",
     "eval/distinct_correct": "Distinct correct",
+    "eval/distinct_paths": "Distinct paths",
+    "eval/self_bleu": "Self-BLEU",
+    "eval/distinct_ngram_frac": "Distinct 4-grams",
     "eval/completion_tokens": "Completion tokens",
     "eval/truncated_frac": "Truncated (%)",
+    "eval/unscored_frac": "Not scored (%)",
+    "eval/answer_confidence": "Answer confidence",
 }
 
 
@@ -43,7 +52,7 @@ class HeadlineRow:
 
 def headline_columns(comparison: Comparison) -> list[str]:
     """Return the headings of the headline table, after that of the arm."""
-    return [*(label(name) for name in _headline_metrics(comparison)), "Wall time per seed"]
+    return [*(label(name) for name in headline_metrics(comparison)), "Wall time per seed"]
 
 
 def headline_table(comparison: Comparison) -> list[HeadlineRow]:
@@ -53,7 +62,7 @@ def headline_table(comparison: Comparison) -> list[HeadlineRow]:
             arm=arm.name,
             is_baseline=arm.name == comparison.baseline,
             cells=(
-                *(estimate_cell(name, arm.metrics[name]) for name in _headline_metrics(comparison)),
+                *(estimate_cell(name, arm.metrics[name]) for name in headline_metrics(comparison)),
                 Cell(wall_time_text(arm)),
             ),
         )
@@ -61,7 +70,8 @@ def headline_table(comparison: Comparison) -> list[HeadlineRow]:
     ]
 
 
-def _headline_metrics(comparison: Comparison) -> list[str]:
+def headline_metrics(comparison: Comparison) -> list[str]:
+    """Return the metrics of the headline table."""
     return [*map(pass_at, comparison.headline_ks), "eval/entropy", "eval/distinct_correct"]
 
 
@@ -72,28 +82,49 @@ def headline_sentences(comparison: Comparison) -> list[str]:
     """
     names = [*map(pass_at, sorted({comparison.ks[0], comparison.ks[-1]})), "eval/entropy"]
     sentences = []
+    alarm = "NOT COMPARABLE, measured in different ways: " if comparison.protocol_differences else ""
     for difference in comparison.differences:
         if difference.arm == START and len(comparison.differences) > 1:
             continue
         parts = [_difference_phrase(name, difference.metrics[name]) for name in names]
-        sentences.append(f"{difference.arm} minus {comparison.baseline}: {'; '.join(parts)}.")
+        sentences.append(f"{alarm}{difference.arm} minus {comparison.baseline}: {'; '.join(parts)}.")
     return sentences or [f"{comparison.baseline} is the only arm; there is nothing to compare it with."]
+
+
+def band_words(difference: ArmDifference, baseline: str) -> str:
+    """Say at which k the simultaneous band of a difference excludes 0: "progrpo is above grpo for k from 2 to 8."."""
+    parts = []
+    for word, resolved in (
+        ("above", [p.k for p in difference.curve if p.band_low > 0]),
+        ("below", [p.k for p in difference.curve if p.band_high < 0]),
+    ):
+        if resolved:
+            where = f"k from {resolved[0]} to {resolved[-1]}" if len(resolved) > 1 else f"k = {resolved[0]}"
+            parts.append(f"{word} {baseline} for {where}")
+    return f"{difference.arm} is {' and '.join(parts) or f'not resolved against {baseline} at any k'}."
 
 
 def _difference_phrase(name: str, difference: Difference) -> str:
     cell = difference_cell(name, difference)
-    unit = " points" if name.startswith(_PERCENT) else " nats"
     outcome = RESOLVED if difference.resolved else f"{NOT_RESOLVED} (the interval includes 0)"
-    return f"{name.removeprefix('eval/').replace('pass_at_', 'pass@')} {cell.value}{unit} {cell.interval}, {outcome}"
+    short = name.removeprefix("eval/").replace("pass_at_", "pass@")
+    return f"{short} {cell.value} {unit(name)} {cell.interval}, {outcome}"
 
 
 def markdown_summary(comparison: Comparison) -> str:
     """Return headline, warnings and both tables in Markdown, for a README or a model card."""
-    lines = [f"**{sentence}**" for sentence in headline_sentences(comparison)]
-    lines += ["", *(f"> Warning: {_escape(warning)}" for warning in comparison.warnings)]
+    lines = [line for sentence in headline_sentences(comparison) for line in (f"**{sentence}**", "")]
+    alarms = [f"The arms were measured in different ways: {text}." for text in comparison.protocol_differences]
+    for text in (*alarms, *comparison.warnings):
+        lines += [f"> Warning: {_escape(text)}", ""]
+    if comparison.gate is not None:
+        lines += [f"Gate: **{outcome_words(comparison.gate.outcome)}** {comparison.gate.candidate}", ""]
+        lines += [f"- {_escape(obstacle)}" for obstacle in comparison.gate.obstacles]
+        lines += [f"- {outcome_words(rule.outcome)}: {_escape(rule.reason)}" for rule in comparison.gate.rules]
+        lines += [""]
     columns = ["Arm", *headline_columns(comparison)]
     rows = [[row.arm, *map(str, row.cells)] for row in headline_table(comparison)]
-    lines += ["", *_markdown_table(columns, rows)]
+    lines += _markdown_table(columns, rows)
     if comparison.differences:
         rows = [
             [d.arm, label(name), str(difference_cell(name, value)), verdict(value)]
@@ -123,6 +154,11 @@ def _escape(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
+def outcome_words(outcome: str) -> str:
+    """Return the outcome of a gate or of a rule as people read it: "not resolved"."""
+    return outcome.replace("_", " ")
+
+
 def verdict(difference: Difference) -> str:
     """Return "resolved" or "not resolved"."""
     return RESOLVED if difference.resolved else NOT_RESOLVED
@@ -130,14 +166,21 @@ def verdict(difference: Difference) -> str:
 
 def label(name: str) -> str:
     """Return a metric's heading, with its unit."""
-    if name.startswith("eval/pass_at_"):
-        return f"Pass@{name.removeprefix('eval/pass_at_')} (%)"
-    return _LABELS[name]
+    for prefix, text in _OF_K.items():
+        if name.startswith(prefix):
+            return f"{text}@{name.removeprefix(prefix)} (%)"
+    return _LABELS.get(name) or name.removeprefix("eval/").replace("_", " ").capitalize()
 
 
 def meaning(name: str) -> str:
-    """Return a metric's definition."""
-    return EVAL_METRICS["eval/pass_at_{k}" if name.startswith("eval/pass_at_") else name]
+    """Return a metric's definition; empty for one that this version does not know."""
+    numbered = f"{name.rpartition('_')[0]}_{{k}}"
+    return EVAL_METRICS.get(name) or EVAL_METRICS.get(numbered, "")
+
+
+def further_metrics(comparison: Comparison) -> list[str]:
+    """Return the metrics that evaluations report beyond those that are compared, in the order in which they come."""
+    return list(dict.fromkeys(name for arm in comparison.arms for seed in arm.per_seed for name in seed.further))
 
 
 def number(name: str, value: float) -> str:
@@ -153,10 +196,21 @@ def estimate_cell(name: str, estimate: Estimate) -> Cell:
 
 def difference_cell(name: str, difference: Difference) -> Cell:
     """Format a difference with its sign; of fractions, in percentage points."""
-    scale, digits = _scale(name)
-    numbers = (difference.value, difference.low, difference.high)
-    value, low, high = (signed(scale * each, digits) for each in numbers)
+    value, low, high = (signed_number(name, each) for each in (difference.value, difference.low, difference.high))
     return Cell(value, f"[{low}, {high}]")
+
+
+def signed_number(name: str, value: float, *, extra_digits: int = 0) -> str:
+    """Format a difference of a metric alone, with its sign."""
+    scale, digits = _scale(name)
+    return signed(scale * value, digits + extra_digits)
+
+
+def unit(name: str) -> str:
+    """Return the unit of a difference of a metric; empty for a count."""
+    if name.startswith(_PERCENT):
+        return "points"
+    return "nats" if "(nats)" in label(name) else ""
 
 
 def signed(value: float, digits: int) -> str:

@@ -31,6 +31,7 @@ from progrpo.config.base import ARM_NAME, MAX_SEED, MIN_TEMPERATURE, START, Conf
 from progrpo.config.data import CheckpointConfig, CountdownSource, DatasetConfig, FileSource
 from progrpo.config.engine import Engine, TransformersEngineConfig, VLLMEngineConfig
 from progrpo.config.evaluation import CompareConfig, EvaluateConfig
+from progrpo.config.gate import LOWER_IS_BETTER, Better, GateConfig, GateRule, Keeps, NotWorse, Outcome
 from progrpo.config.pipelines import PIPELINES, ComparePipeline, EvaluatePipeline, TrainAndEvaluatePipeline
 from progrpo.config.reading import parse
 from progrpo.config.training import CheckpointingConfig, DistributedConfig, HeldoutConfig, LoRAConfig, TrainConfig
@@ -40,6 +41,7 @@ __all__ = [
     "DAPO",
     "GRPO",
     "GSPO",
+    "LOWER_IS_BETTER",
     "MAX_SEED",
     "MIN_TEMPERATURE",
     "PIPELINES",
@@ -48,6 +50,7 @@ __all__ = [
     "Algorithm",
     "AlgorithmConfig",
     "Arm",
+    "Better",
     "CheckpointConfig",
     "CheckpointingConfig",
     "ClipCov",
@@ -65,11 +68,16 @@ __all__ = [
     "EvaluatePipeline",
     "FileSource",
     "ForkingTokens",
+    "GateConfig",
+    "GateRule",
     "HeldoutConfig",
     "KLCov",
+    "Keeps",
     "LoRAConfig",
     "LossConfig",
     "Method",
+    "NotWorse",
+    "Outcome",
     "OverlongPenalty",
     "PassK",
     "ProGRPO",

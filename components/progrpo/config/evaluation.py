@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from progrpo.config.base import ARM_NAME, MAX_SEED, MIN_TEMPERATURE, Config
+from progrpo.config.engine import Engine, TransformersEngineConfig
+from progrpo.config.gate import GateConfig
 
 
 class EvaluateConfig(Config):
@@ -18,9 +20,20 @@ class EvaluateConfig(Config):
     )
     temperature: float = Field(0.6, ge=MIN_TEMPERATURE, le=10, description="FlowRL")
     top_p: float = Field(0.95, gt=0, le=1, description="FlowRL")
+    top_k: int = Field(0, ge=0, description="draw from this many likeliest tokens; 0: all; FlowRL")
     max_completion_tokens: int = Field(8192, ge=1)
     max_problems: int | None = Field(None, ge=1, description="use the first n held-out problems")
-    batch_size: int = Field(256, ge=1, description="completions generated at a time")
+    benchmark: str | None = Field(
+        None, max_length=200, description="name and edition of what the problems are, kept in the protocol record"
+    )
+    batch_size: int = Field(
+        256, ge=1, description="completions generated at a time; what is done of them survives a kill"
+    )
+    engine: Engine = TransformersEngineConfig()
+    num_processes: int = Field(1, ge=1, le=1024, description="that sample, each with a GPU of its own if there are any")
+    score_temperature: float = Field(
+        1.0, ge=MIN_TEMPERATURE, le=10, description="of entropy, sampled_nll and answer confidence"
+    )
     seed: int = Field(0, ge=0, le=MAX_SEED)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -34,6 +47,12 @@ class EvaluateConfig(Config):
                     f"k = {k} is not between 1 and num_samples = {self.num_samples}: Pass@k needs n >= k "
                     f"completions a problem. Raise num_samples or leave k = {k} out of ks"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _engine_fits(self) -> EvaluateConfig:
+        if isinstance(self.engine, TransformersEngineConfig) and self.engine.batch_size is not None:
+            raise ValueError("engine.batch_size is of training; set batch_size of the evaluation instead")
         return self
 
     @property
@@ -52,3 +71,4 @@ class CompareConfig(Config):
     num_resamples: int = Field(2000, ge=100, le=1_000_000, description="bootstrap resamples; ours")
     level: float = Field(0.95, gt=0.5, lt=1, description="of the intervals")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of the bootstrap")
+    gate: GateConfig | None = Field(None, description="rules for promoting an arm; absent: nothing is promoted")

@@ -32,7 +32,7 @@ class TrainAndEvaluatePipeline(EvaluatePipeline):
 
     @model_validator(mode="after")
     def _baseline_exists(self) -> TrainAndEvaluatePipeline:
-        _check_baseline(self.comparison.baseline, (self.arm.name,))
+        _check_comparison(self.comparison, (self.arm.name,), (self.seed,), self.evaluation)
         return self
 
 
@@ -53,13 +53,30 @@ class ComparePipeline(EvaluatePipeline):
             raise ValueError(f"arm names must differ, got {names}")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must differ, got {list(self.seeds)}")
-        _check_baseline(self.comparison.baseline, tuple(names))
+        _check_comparison(self.comparison, tuple(names), self.seeds, self.evaluation)
         return self
 
 
-def _check_baseline(baseline: str, names: tuple[str, ...]) -> None:
-    if baseline not in (*names, START):
-        raise ValueError(f"comparison.baseline is {baseline!r}, allowed are {', '.join((*names, START))}")
+def _check_comparison(
+    comparison: CompareConfig, arms: tuple[str, ...], seeds: tuple[int, ...], evaluation: EvaluateConfig
+) -> None:
+    """Refuse before training what the comparison after it would refuse."""
+    allowed = ", ".join((*arms, START))
+    if comparison.baseline not in (*arms, START):
+        raise ValueError(f"comparison.baseline is {comparison.baseline!r}, allowed are {allowed}")
+    gate = comparison.gate
+    if gate is None:
+        return
+    if unknown := [arm for arm in gate.arms() if arm not in (*arms, START)]:
+        raise ValueError(f"comparison.gate names {', '.join(map(repr, unknown))}, allowed are {allowed}")
+    if gate.seed is not None and gate.seed not in seeds:
+        raise ValueError(f"comparison.gate.seed is {gate.seed}, trained are {', '.join(map(str, seeds))}")
+    for rule in gate.rules:
+        if (k := rule.k) is not None and k > evaluation.num_samples:
+            raise ValueError(
+                f"comparison.gate asks for {rule.metric}, but evaluation.num_samples is {evaluation.num_samples}: "
+                f"Pass@k needs n >= k completions a problem"
+            )
 
 
 PIPELINES: dict[str, type[EvaluatePipeline]] = {

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,14 @@ Array = npt.NDArray[np.float64]
 Bounds = tuple[float, float]
 _CHUNK_ELEMENTS = 1 << 20  # weights held at a time, R x P
 _EXTREME_WEIGHT = 2 / 3  # of the pseudo-problem, part 2 of the interval
+
+
+class Bootstrap(TypedDict):
+    """The settings that all functions here share."""
+
+    num_resamples: int
+    level: float
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,8 @@ class Term(NamedTuple):
         """Return the ratio of the pooled sums, [K]."""
         total_K: Array = self.num_SPK.sum((0, 1))
         count = self.num_SPK.shape[0] * self.num_SPK.shape[1]
-        return total_K / (count if self.den_SPK is None else self.den_SPK.sum((0, 1)))
+        ratio_K: Array = total_K / (count if self.den_SPK is None else self.den_SPK.sum((0, 1)))
+        return ratio_K
 
 
 def bootstrap_mean(
@@ -358,7 +367,7 @@ def variance_parts(terms: Sequence[Term]) -> tuple[Array, Array, list[tuple[Arra
         together is counted in both, so the sum is not too small.
     """
     num_problems = terms[0].num_SPK.shape[1]
-    influence_PK = np.zeros(terms[0].num_SPK.shape[1:])
+    influence_PK: Array = np.zeros(terms[0].num_SPK.shape[1:])
     seeds_K = []
     for sign, num_SPK, den_SPK in terms:
         num_seeds, ratio_K = len(num_SPK), Term(sign, num_SPK, den_SPK).ratio()
@@ -368,7 +377,7 @@ def variance_parts(terms: Sequence[Term]) -> tuple[Array, Array, list[tuple[Arra
         if num_seeds > 1:
             seeds_K.append((influence_SPK.mean(1).var(0, ddof=1) / num_seeds, num_seeds))
     # One problem tells nothing of the spread between problems: its interval is what bounds allow.
-    problems_K = influence_PK.var(0, ddof=1) / num_problems if num_problems > 1 else np.zeros(influence_PK.shape[1])
+    problems_K = influence_PK.var(0, ddof=1) / num_problems if num_problems > 1 else 0 * influence_PK[0]
     return influence_PK, problems_K, seeds_K
 
 

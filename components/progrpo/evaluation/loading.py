@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from progrpo.checkpoints.loading import eos_token_ids, load_model
-from progrpo.config import EvaluateConfig
+from progrpo.config import EvaluateConfig, VLLMEngineConfig
 from progrpo.generation.engine import Engine
 
 if TYPE_CHECKING:
@@ -21,12 +21,17 @@ def load_engine(
 
     Raises:
         CheckpointError: weights that cannot be loaded or are not finite, or no EOS token.
+        ConfigError: an engine that is not installed, does not start, or cannot be used here.
     """
     import torch
 
-    from progrpo.generation.transformers_engine import TransformersEngine
-
     model = load_model(checkpoint, getattr(torch, config.dtype)).eval().to(device)
     eos = eos_token_ids(checkpoint, model, tokenizer)
+    if isinstance(config.engine, VLLMEngineConfig):
+        from progrpo.generation.vllm_engine import VLLMEngine
+
+        return VLLMEngine(checkpoint, config.engine, dtype=config.dtype, eos_token_ids=eos), model
+    from progrpo.generation.transformers_engine import TransformersEngine
+
     pad = eos[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return TransformersEngine(model, eos_token_ids=eos, pad_token_id=pad, batch_size=config.batch_size), model

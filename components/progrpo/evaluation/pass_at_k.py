@@ -1,6 +1,8 @@
-"""The unbiased Pass@k estimator."""
+"""The unbiased Pass@k estimator, and G-Pass@k, which asks for more than one correct completion."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +52,88 @@ def pass_at_k(num_samples: int | npt.ArrayLike, num_correct: npt.ArrayLike, k: i
         of_n = samples_P == n
         result_P[of_n] = -np.expm1(log_all_wrong[correct_P[of_n]])
     return np.abs(result_P)  # -expm1(0) is -0.0
+
+
+def g_pass_at_k(num_samples: int, num_correct: npt.ArrayLike, k: int, tau: float) -> npt.NDArray[np.float64]:
+    """Estimate, for each problem, the probability that at least ``ceil(tau k)`` of ``k`` completions are correct.
+
+    ``sum_{j >= ceil(tau k)} C(c, j) C(n - c, k - j) / C(n, k)`` (G-Pass@k_tau, Liu et al. 2024, arXiv:2412.13147):
+    the fraction of the k-subsets with that many. tau near 0 is Pass@k, tau = 1 asks for all k.
+
+    Args:
+        num_samples: n, of every problem.
+        num_correct: c, [P]; integers, ``0 <= c <= n``.
+        k: completions drawn, ``1 <= k <= n``.
+        tau: in (0, 1].
+
+    Returns:
+        [P], float64.
+
+    Raises:
+        ConfigError: k or tau out of range.
+        DataError: counts that are not integers, negative, or with c > n.
+    """
+    if not 0 < tau <= 1:
+        raise ConfigError(f"tau = {tau}, allowed is a number above 0, up to 1.")
+    at_least = math.ceil(round(tau * k, 9))  # 0.1 * 30 is 3.0000000000000004
+    return at_least_correct(num_samples, num_correct, k)[:, at_least]
+
+
+def mg_pass_at_k(num_samples: int, num_correct: npt.ArrayLike, k: int) -> npt.NDArray[np.float64]:
+    """Estimate mG-Pass@k, twice the area under G-Pass@k_tau over tau from 0.5 to 1, for each problem.
+
+    ``2 / k * sum_{i = ceil(k / 2) + 1}^{k} G-Pass@k_{i / k}`` (arXiv:2412.13147, equation 6); at k = 1, where that
+    sum is empty, the accuracy.
+
+    Args:
+        num_samples: n, of every problem.
+        num_correct: c, [P]; integers, ``0 <= c <= n``.
+        k: completions drawn, ``1 <= k <= n``.
+
+    Returns:
+        [P], float64.
+
+    Raises:
+        ConfigError: k out of range.
+        DataError: counts that are not integers, negative, or with c > n.
+    """
+    at_least_PK = at_least_correct(num_samples, num_correct, k)
+    if k == 1:
+        return at_least_PK[:, 1]
+    area_P: npt.NDArray[np.float64] = 2 / k * at_least_PK[:, math.ceil(k / 2) + 1 :].sum(1)
+    return area_P
+
+
+def at_least_correct(num_samples: int, num_correct: npt.ArrayLike, k: int) -> npt.NDArray[np.float64]:
+    """Return the probabilities [P, k + 1] that at least 0, 1, ... k of a k-subset are correct (hypergeometric).
+
+    Raises:
+        ConfigError: k out of range.
+        DataError: counts that are not integers, negative, or with c > n.
+    """
+    from scipy.special import gammaln
+
+    correct_P = _counts("num_correct", num_correct)
+    if (wrong := np.flatnonzero((correct_P < 0) | (correct_P > num_samples))).size:
+        p = wrong[0]
+        raise DataError(f"problem {p}: {correct_P[p]} correct of {num_samples} completions; allowed is 0 to n.")
+    if not 1 <= k <= num_samples:
+        raise ConfigError(f"k = {k}, but G-Pass@k needs 1 <= k <= n = {num_samples} completions a problem.")
+
+    def log_choose(n: npt.ArrayLike, j: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        n, j = np.asarray(n, np.float64), np.asarray(j, np.float64)
+        impossible = (j < 0) | (j > n)
+        n, j = np.where(impossible, 0, n), np.where(impossible, 0, j)
+        chosen = gammaln(n + 1) - gammaln(j + 1) - gammaln(n - j + 1)
+        return np.where(impossible, -np.inf, chosen)
+
+    each, index_P = np.unique(correct_P, return_inverse=True)  # far fewer counts than problems
+    j_K = np.arange(k + 1)
+    log_CK = log_choose(each[:, None], j_K) + log_choose(num_samples - each[:, None], k - j_K)
+    exactly_CK = np.exp(log_CK - log_choose(num_samples, k))
+    at_least_CK = exactly_CK[:, ::-1].cumsum(1)[:, ::-1]
+    result_PK: npt.NDArray[np.float64] = np.minimum(at_least_CK / at_least_CK[:, :1], 1.0)[index_P]
+    return result_PK
 
 
 def _counts(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int64]:

@@ -11,14 +11,16 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How completions are drawn: softmax of logits / temperature, cut to the nucleus of mass ``top_p``, nothing else.
+    """How completions are drawn: softmax of logits / temperature, cut to the likeliest tokens, nothing else.
 
-    ``max_tokens`` bounds a completion, its EOS included.
+    ``top_k`` keeps that many tokens (0: all), then ``top_p`` the nucleus of that mass among them. ``max_tokens``
+    bounds a completion, its EOS included.
     """
 
     temperature: float
     top_p: float
     max_tokens: int
+    top_k: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,15 @@ class Completion:
 class Engine(Protocol):
     """An inference engine that holds one model."""
 
-    def sample(
-        self, prompts: Sequence[Sequence[int]], num_samples: int, settings: SamplingSettings, seed: int
-    ) -> list[list[Completion]]:
-        """Draw ``num_samples`` independent completions of each prompt.
+    def complete(
+        self, prompts: Sequence[Sequence[int]], keys: Sequence[Sequence[int]], settings: SamplingSettings, seed: int
+    ) -> list[Completion]:
+        """Draw one completion of each prompt.
 
         Args:
-            prompts: token ids of each prompt, none empty.
-            num_samples: completions a prompt.
+            prompts: token ids, none empty; equal ones lie together, so that an engine may run them once.
+            keys: what names each completion; with the seed it decides what is drawn, up to the rounding of the
+                model's arithmetic: not the batch, the order, or what was drawn before.
             settings: how they are drawn.
-            seed: equal arguments on the same machine give equal completions, whatever was drawn before.
-
-        Returns:
-            for each prompt, in the order given, its completions.
+            seed: of the run.
         """

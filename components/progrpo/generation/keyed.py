@@ -32,8 +32,10 @@ def keyed_uniforms(seed: int, keys: Sequence[Sequence[int]], num_tokens: int) ->
     return torch.from_numpy(rows)
 
 
-def draw(logits_RV: Tensor, uniforms_R: Tensor, temperature: float, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Draw one token a row from ``softmax(logits / temperature)``, cut to the nucleus of mass ``top_p``.
+def draw(
+    logits_RV: Tensor, uniforms_R: Tensor, temperature: float, top_p: float = 1.0, top_k: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Draw one token a row from ``softmax(logits / temperature)``, cut to ``top_k`` and the nucleus of ``top_p``.
 
     The cumulated probabilities are float64: in float32 their rounding would be felt at 100,000 tokens.
 
@@ -41,13 +43,18 @@ def draw(logits_RV: Tensor, uniforms_R: Tensor, temperature: float, top_p: float
         logits_RV: [R, V].
         uniforms_R: [R] float64 in [0, 1).
         temperature: > 0.
-        top_p: the smallest set of most likely tokens with at least this mass stays; 1: all.
+        top_p: the smallest set of most likely tokens with at least this share of the mass stays; 1: all.
+        top_k: tokens that stay at first; 0: all. Of equally likely ones at the edge all stay.
 
     Returns:
         tokens [R] int64, and their log-probabilities [R] float32 before the cut.
     """
     logprobs_RV = (logits_RV.float() / temperature).log_softmax(dim=-1)
     mass_RV = logprobs_RV.double().exp()
+    if 0 < top_k < mass_RV.shape[-1]:
+        least_R1 = mass_RV.topk(top_k, dim=-1).values[:, -1:]
+        mass_RV = mass_RV.masked_fill(mass_RV < least_R1, 0.0)
+        mass_RV = mass_RV / mass_RV.sum(dim=-1, keepdim=True)
     if top_p < 1.0:
         sorted_RV, order_RV = mass_RV.sort(dim=-1, descending=True)
         outside_RV = sorted_RV.cumsum(dim=-1) - sorted_RV >= top_p  # the token that reaches top_p stays
@@ -70,13 +77,13 @@ class KeyedSampler(LogitsProcessor):  # type: ignore[misc]  # transformers is un
             tokens behind an EOS it means nothing.
     """
 
-    def __init__(self, uniforms_RT: Tensor, temperature: float, top_p: float = 1.0) -> None:
-        self._uniforms_RT, self._temperature, self._top_p = uniforms_RT, temperature, top_p
+    def __init__(self, uniforms_RT: Tensor, temperature: float, top_p: float = 1.0, top_k: int = 0) -> None:
+        self._uniforms_RT, self._temperature, self._top_p, self._top_k = uniforms_RT, temperature, top_p, top_k
         self.logprobs: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return scores [R, V] that are -inf but for the drawn token."""
         uniforms_R = self._uniforms_RT[:, len(self.logprobs)].to(scores.device)
-        tokens_R, logprobs_R = draw(scores, uniforms_R, self._temperature, self._top_p)
+        tokens_R, logprobs_R = draw(scores, uniforms_R, self._temperature, self._top_p, self._top_k)
         self.logprobs.append(logprobs_R)
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens_R[:, None], 0.0)

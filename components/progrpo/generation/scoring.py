@@ -24,7 +24,7 @@ _Row = tuple[tuple[int, ...], tuple[int, ...]]  # a prompt and its completion
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one completion, for each of its tokens, at temperature 1: arrays [T], float32, in nats.
+    """Of one completion, for each of its tokens, at the temperature asked for: arrays [T], float32, in nats.
 
     ``logprobs``: ``log p(o_t | q, o_<t)``. ``entropies``: ``-sum_v p(v) log p(v)`` of the full softmax the token was
     drawn from, not an estimate from the token itself.
@@ -36,7 +36,10 @@ class Scores:
 
 @torch.inference_mode()
 def score_completions(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    temperature: float = 1.0,
 ) -> list[Scores]:
     """Score each completion after its prompt.
 
@@ -48,6 +51,7 @@ def score_completions(
         model: a causal language model in evaluation mode, on its device.
         prompts: token ids, one list a completion, none empty.
         completions: token ids, none empty, EOS included where there is one.
+        temperature: logits are divided by it.
 
     Raises:
         DataError: an empty prompt or completion.
@@ -59,11 +63,11 @@ def score_completions(
     if not pairs:
         return []
     distinct = list(dict.fromkeys(pairs))  # short answers repeat often among a prompt's samples
-    scores = dict(zip(distinct, _score_distinct(model, distinct), strict=True))
+    scores = dict(zip(distinct, _score_distinct(model, distinct, temperature), strict=True))
     return [scores[pair] for pair in pairs]
 
 
-def _score_distinct(model: PreTrainedModel, rows: Sequence[_Row]) -> list[Scores]:
+def _score_distinct(model: PreTrainedModel, rows: Sequence[_Row], temperature: float) -> list[Scores]:
     lengths = [len(prompt) + len(completion) for prompt, completion in rows]
     head = model.get_output_embeddings() if _logits_are_head_of_hidden(model, rows[0][0]) else None
     scores: dict[int, Scores] = {}
@@ -71,7 +75,7 @@ def _score_distinct(model: PreTrainedModel, rows: Sequence[_Row]) -> list[Scores
         completions = [rows[i][1] for i in batch]
         states = _predicting_states(model, [rows[i] for i in batch], logits=head is None)
         targets = torch.tensor([token for completion in completions for token in completion], device=model.device)
-        logprobs, entropies = _score_states(head, states, targets)
+        logprobs, entropies = _score_states(head, states, targets, temperature)
         ends = np.cumsum([len(completion) for completion in completions])[:-1]
         for i, lp, entropy in zip(batch, np.split(logprobs, ends), np.split(entropies, ends), strict=True):
             scores[i] = Scores(lp, entropy)
@@ -100,7 +104,7 @@ def _predicting_states(model: PreTrainedModel, rows: Sequence[_Row], *, logits: 
 
 
 def _score_states(
-    head: torch.nn.Module | None, states: torch.Tensor, targets: torch.Tensor
+    head: torch.nn.Module | None, states: torch.Tensor, targets: torch.Tensor, temperature: float
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return log-probabilities and entropies [N] from hidden states [N, H], or from logits [N, V] if head is None."""
     vocabulary = states.shape[1] if head is None else next(head.parameters()).shape[0]
@@ -108,7 +112,7 @@ def _score_states(
     logprobs, entropies = [], []
     for start in range(0, len(states), rows):
         tile = states[start : start + rows]
-        logits = (tile if head is None else head(tile)).float()
+        logits = (tile if head is None else head(tile)).float() / temperature
         log_softmax = logits.log_softmax(-1)
         logprobs.append(log_softmax.gather(-1, targets[start : start + rows, None]).squeeze(-1))
         # a token the model rules out has log p = -inf, and p log p is 0 there, not nan

@@ -1,15 +1,18 @@
-"""The engine on transformers' ``generate``: runs anywhere torch does, the engine of choice on a CPU."""
+"""The engine on transformers' ``generate``: runs anywhere torch does, the engine of choice on a CPU.
+
+Randomness is keyed (:mod:`progrpo.generation.keyed`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from progrpo.errors import ConfigError, DataError
 from progrpo.generation.engine import Completion, SamplingSettings
+from progrpo.generation.keyed import KeyedSampler, keyed_uniforms
 from progrpo.generation.prefix import prefill
 
 
@@ -32,43 +35,45 @@ class TransformersEngine:
         self._model, self._eos, self._pad, self._batch_size = model, list(eos_token_ids), pad_token_id, batch_size
         model.generation_config = GenerationConfig()
 
-    def sample(
-        self, prompts: Sequence[Sequence[int]], num_samples: int, settings: SamplingSettings, seed: int
-    ) -> list[list[Completion]]:
-        """Draw completions; see :meth:`progrpo.generation.engine.Engine.sample`.
-
-        Each batch seeds torch's generator from (seed, its first row) and gives the generator's state back.
+    def complete(
+        self, prompts: Sequence[Sequence[int]], keys: Sequence[Sequence[int]], settings: SamplingSettings, seed: int
+    ) -> list[Completion]:
+        """Draw completions; see :meth:`progrpo.generation.engine.Engine.complete`.
 
         Raises:
             DataError: an empty prompt.
         """
         if empty := [i for i, prompt in enumerate(prompts) if not prompt]:
             raise DataError(f"prompt {empty[0]} has no tokens: nothing to complete.")
+        completions: list[Completion] = []
+        for start in range(0, len(prompts), self._batch_size):
+            batch = slice(start, start + self._batch_size)
+            completions += self._generate(prompts[batch], keys[batch], settings, seed)
+        return completions
+
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], keys: Sequence[Sequence[int]], settings: SamplingSettings, seed: int
+    ) -> list[Completion]:
+        places = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        owners = [places[tuple(prompt)] for prompt in prompts]
+        uniforms_RT = keyed_uniforms(seed, keys, settings.max_tokens)
         config = GenerationConfig(
-            do_sample=True,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            top_k=0,
+            do_sample=False,  # the sampler draws
             max_new_tokens=settings.max_tokens,
             eos_token_id=self._eos,
             pad_token_id=self._pad,
+            disable_compile=True,
         )
-        completions: list[list[Completion]] = [[] for _ in prompts]
-        num_rows = len(prompts) * num_samples
-        for start in range(0, num_rows, self._batch_size):
-            owners = np.arange(start, min(start + self._batch_size, num_rows)) // num_samples
-            with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.inference_mode():
-                torch.manual_seed(int(np.random.SeedSequence([seed, start]).generate_state(1)[0]))
-                prefix = prefill(self._model, prompts[owners[0] : owners[-1] + 1], owners - owners[0], self._pad)
-                output = self._model.generate(
-                    prefix.ids,
-                    attention_mask=prefix.mask,
-                    past_key_values=prefix.cache,
-                    generation_config=config,
-                )
-            for owner, row in zip(owners, output[:, prefix.ids.shape[1] :].tolist(), strict=True):
-                completions[owner].append(self._cut(row))
-        return completions
+        with torch.inference_mode():
+            prefix = prefill(self._model, list(places), owners, self._pad)
+            output = self._model.generate(
+                prefix.ids,
+                attention_mask=prefix.mask,
+                past_key_values=prefix.cache,
+                generation_config=config,
+                logits_processor=[KeyedSampler(uniforms_RT, settings.temperature, settings.top_p, settings.top_k)],
+            )
+        return [self._cut(row) for row in output[:, prefix.ids.shape[1] :].tolist()]
 
     def _cut(self, row: list[int]) -> Completion:
         """Cut behind the first EOS; what follows is padding, also where the pad token is an EOS itself."""

@@ -22,7 +22,7 @@ from progrpo.generation.engine import Completion, SamplingSettings
 
 
 def import_vllm() -> Any:
-    """Import vLLM, which is large and optional.
+    """Import vLLM, which is large and optional, to start an engine.
 
     Raises:
         ConfigError: it is not installed, or does not load.
@@ -34,6 +34,9 @@ def import_vllm() -> Any:
             f"engine.type is 'vllm', but vllm cannot be imported ({first_line(error)}). Install the gpu extra, "
             f"pip install 'progrpo[gpu]', or set engine.type to 'transformers'."
         ) from error
+    # An engine nobody holds any more takes vLLM's process groups along when it is collected: before the next one makes
+    # its own, not while it samples.
+    gc.collect()
     return vllm
 
 
@@ -123,7 +126,7 @@ class VLLMEngine:
     def sample(
         self, prompts: Sequence[Sequence[int]], num_samples: int, settings: SamplingSettings, seed: int
     ) -> list[list[Completion]]:
-        """Draw completions; see :meth:`progrpo.generation.engine.Engine.sample`.
+        """Draw completions; see :meth:`complete`; a completion's key is its prompt's place and its number.
 
         Raises:
             DataError: an empty prompt.
@@ -158,7 +161,7 @@ class VLLMEngine:
             self._params(
                 temperature=settings.temperature,
                 top_p=settings.top_p,
-                top_k=0,
+                top_k=settings.top_k,
                 max_tokens=settings.max_tokens,
                 stop_token_ids=self._eos,  # unlike stop strings, they stay in token_ids
                 ignore_eos=True,  # or vLLM adds the EOS tokens of the checkpoint's generation_config
@@ -178,10 +181,11 @@ class VLLMEngine:
         vLLM keeps one set of process groups a process, which go with it: no other engine of this process that is open
         now can sample afterwards, a new one can.
         """
+        import torch
+
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         gc.collect()
-        import torch
 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -68,6 +68,9 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            # A signal to stop goes to the whole group. The training step in progress still needs its verdicts, or it
+            # would end, and be kept, with completions unscored. Without us the process ends as its input does.
+            start_new_session=True,
         )
         if self._ask(["1", "1"], STARTUP_S) is None:
             self.close()

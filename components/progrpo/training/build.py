@@ -88,6 +88,7 @@ def build_trainer(
         max_completion_tokens=config.max_completion_tokens,
         rank=trainer.accelerator.process_index,
         num_ranks=trainer.accelerator.num_processes,
+        num_updates=config.updates_per_rollout,
         gather=gather_object,
     )
     return trainer

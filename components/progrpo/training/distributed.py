@@ -64,7 +64,7 @@ def shard_on_cpu(trainer: Trainer) -> None:
     """Make FSDP2 true on a CPU; call it where the trainer has just made its accelerator.
 
     accelerate 1.15 (``AcceleratorState.__init__``) reads the FSDP plugin for every kind of device but
-    ``DistributedType.MULTI_CPU``, so that ``fsdp=True`` silently becomes DDP there. All that comes after works on a CPU.
+    ``DistributedType.MULTI_CPU``, so that ``fsdp=True`` silently becomes DDP there. What comes after works on a CPU.
     Does nothing on a GPU or without FSDP.
     """
     from accelerate import PartialState
@@ -107,7 +107,7 @@ def gathered_parameters(model: nn.Module) -> Iterator[None]:
             unit.reshard()
 
 
-# --- state ---------------------------------------------------------------------------------------------------------------
+# --- state -----------------------------------------------------------------------------------------------------------
 
 
 def full_weights(trainer: Trainer, *, trained_only: bool = False) -> dict[str, Tensor]:
@@ -151,7 +151,8 @@ def load_training_state(trainer: Trainer, state: dict[str, Any] | None) -> None:
 
     Args:
         trainer: with its model and optimizer prepared, as in ``on_train_begin``.
-        state: on the first rank; the others are sent what they need and may pass None.
+        state: on the first rank, used up: later updates may write into its tensors. The others are sent what they need
+            and may pass None.
     """
     from accelerate.utils import broadcast_object_list
     from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
@@ -161,14 +162,16 @@ def load_training_state(trainer: Trainer, state: dict[str, Any] | None) -> None:
     state = state if state is not None and is_first else {"model": {}, "optimizer": {}, "schedule": None}
     options = _full(broadcast_from_rank0=num_ranks > 1, strict=False)  # frozen weights are not in it
     # The optimizer first: torch makes its state by an update without gradient or learning rate.
-    set_optimizer_state_dict(trainer.model_wrapped, trainer.optimizer.optimizer, dict(state["optimizer"]), options=options)
+    set_optimizer_state_dict(
+        trainer.model_wrapped, trainer.optimizer.optimizer, dict(state["optimizer"]), options=options
+    )
     set_model_state_dict(trainer.model_wrapped, dict(state["model"]), options=options)
     schedule = [state["schedule"]]
     broadcast_object_list(schedule)
     trainer.lr_scheduler.load_state_dict(schedule[0])
 
 
-def _full(**options: bool) -> StateDictOptions:
+def _full(**options: Any) -> StateDictOptions:
     from torch.distributed.checkpoint.state_dict import StateDictOptions
 
     return StateDictOptions(full_state_dict=True, cpu_offload=not options.get("broadcast_from_rank0", False), **options)
@@ -177,18 +180,23 @@ def _full(**options: bool) -> StateDictOptions:
 def _first_rank_copies(trainer: Trainer, tree: dict[str, Any]) -> dict[str, Any]:
     """Return the tree with its tensors copied on the first rank, an empty one on the others.
 
-    torch returns views of the parameters where nothing had to be gathered, and on every rank those of a CPU.
+    torch hands out the tensors in use where there was nothing to gather or to move: on a CPU all, on a GPU the scalars.
     """
     from torch import Tensor
     from torch.utils._pytree import tree_map_only
 
     if not trainer.accelerator.is_main_process:
         return {}
-    copied: dict[str, Any] = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), tree)
+    in_use = trainer.accelerator.device.type == "cpu"
+
+    def copy(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone() if in_use or tensor.dim() == 0 else tensor
+
+    copied: dict[str, Any] = tree_map_only(Tensor, copy, tree)
     return copied
 
 
-# --- processes -----------------------------------------------------------------------------------------------------------
+# --- processes -------------------------------------------------------------------------------------------------------
 
 
 def leave_process_group() -> None:

@@ -125,23 +125,6 @@ def preflight(
     return findings
 
 
-def check_configuration(arm: Arm, config: TrainConfig, num_problems: int | None) -> None:
-    """Refuse what cannot work whatever the checkpoint.
-
-    Args:
-        arm: what is trained.
-        config: how.
-        num_problems: of the training split; None if that is not known yet.
-
-    Raises:
-        ConfigError: settings that contradict each other.
-        DataError: fewer training problems than a step needs.
-    """
-    findings = Findings()
-    check_settings([arm], config, findings, num_problems=num_problems)
-    findings.log_and_raise()
-
-
 def check_settings(
     arms: Sequence[Arm],
     train: TrainConfig,
@@ -190,6 +173,10 @@ def check_settings(
         findings.error(
             "train.lora.target_modules names lm_head, which cannot have an adapter: log-probabilities are computed "
             "from its weight directly. Leave it out.",
+        )
+    if train.optimizer == "adamw_8bit" and train.distributed.strategy == "fsdp2" and ranks > 1:
+        findings.error(
+            "train.optimizer is adamw_8bit, whose state cannot be sharded by fsdp2. Use adamw, or strategy ddp.",
         )
     if train.distributed.strategy == "fsdp2" and ranks == 1:
         findings.warn("train.distributed.strategy is fsdp2, but with one process nothing is sharded")

@@ -163,7 +163,8 @@ class Collector:
         group_size: G.
         max_completion_tokens: limit of a completion, EOS included.
         rank: this process, from 0.
-        num_ranks: processes; each takes an equal, contiguous share of the groups, which are never split.
+        num_ranks: processes; each takes an equal share of every update's groups, which are never split.
+        num_updates: into which a batch is cut, in the order of the stream, whatever the number of ranks.
         gather: returns the concatenated lists of all ranks; called only with several ranks and dynamic sampling.
     """
 
@@ -177,12 +178,13 @@ class Collector:
     max_completion_tokens: int
     rank: int = 0
     num_ranks: int = 1
+    num_updates: int = 1
     gather: Callable[[list[Group]], list[Group]] = list
 
     def collect(self, num_groups: int) -> Batch:
         """Sample ``num_groups`` groups, over all ranks together, and judge them."""
         if self.method.dynamic_sampling is None:
-            groups = self._sample(self._share(self.stream.take(num_groups)))
+            groups = self._sample(self._share(self.stream.take(num_groups), self.num_updates))
             judgement = self._judge(groups)
             return Batch(groups, judgement, torch.ones(len(groups), dtype=torch.bool), rounds=0, resampled=0)
 
@@ -195,7 +197,7 @@ class Collector:
             rounds += 1
         # Groups with a signal first, in the order of the stream; the others only fill up what is missing.
         order = sorted(range(len(groups)), key=lambda p: not signal[p])[:num_groups]
-        chosen = self._share([(groups[p], bool(signal[p])) for p in order])
+        chosen = self._share([(groups[p], bool(signal[p])) for p in order], self.num_updates)
         mine = [group for group, _ in chosen]
         live = torch.tensor([has for _, has in chosen])
         return Batch(mine, self._judge(mine), live, rounds, len(groups) - num_groups)
@@ -203,9 +205,11 @@ class Collector:
     def _judge(self, groups: Sequence[Group]) -> Judgement:
         return judge(groups, self.method, self.max_completion_tokens)
 
-    def _share(self, items: Sequence[T]) -> list[T]:
-        each = len(items) // self.num_ranks
-        return list(items[self.rank * each : (self.rank + 1) * each])
+    def _share(self, items: Sequence[T], num_blocks: int = 1) -> list[T]:
+        """Return this rank's part of each block of items."""
+        block, each = len(items) // num_blocks, len(items) // num_blocks // self.num_ranks
+        starts = [b * block + self.rank * each for b in range(num_blocks)]
+        return [item for start in starts for item in items[start : start + each]]
 
     def _sample_everywhere(self, taken: Sequence[tuple[int, int]]) -> list[Group]:
         """Sample on all ranks and return all groups on each of them, in the order of the stream."""

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
@@ -173,13 +174,10 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
     # --- update ------------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        num_ranks = self.accelerator.num_processes
-        live = inputs["live"].nonzero().flatten()
-        if not len(live) and num_ranks == 1:
+        rows = self._rows_to_train_on(inputs)
+        if rows is None:
             return self._no_loss(model)
-        # Sharded ranks wait for each other in every forward pass, so a rank without a live row runs one for nothing.
-        rows = _select(inputs, live if len(live) else live.new_zeros(1))
-        self._slice, self._penalty = rows, None  # a copy: the buffered slice keeps its advantages
+        self._slice, self._penalty = rows, None
         try:
             loss: Tensor = super()._compute_loss(model, rows)
             if self._penalty is not None:
@@ -188,13 +186,31 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
             self._slice = self._penalty = None
         if self.loss_type != "dapo":
             # TRL averages over the rows of a slice; this makes it the average over all rows kept for the update.
-            scale = len(live) * self.current_gradient_accumulation_steps * num_ranks / rows["kept"][0].item()
-            loss = loss * scale
-        return loss if len(live) else loss * 0.0
+            num_slices = self.current_gradient_accumulation_steps * self.accelerator.num_processes
+            loss = loss * (len(rows["live"]) * num_slices / rows["kept"][0].item())
+        return loss
+
+    def _rows_to_train_on(self, inputs: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the rows of a slice that dynamic sampling keeps, a copy, or None if no rank has any.
+
+        TRL gathers values of rows, and sharded ranks wait for each other in every forward pass, so a rank with fewer
+        rows than another fills up with some of those left out, their tokens masked.
+        """
+        live, num_live = inputs["live"], inputs["live"].sum()
+        if self.accelerator.num_processes > 1:
+            num_live = self.accelerator.gather(num_live).max()
+        if not num_live:
+            return None
+        first = (~live).int().argsort(stable=True)[: int(num_live)]
+        rows = _select(inputs, first.sort().values)
+        if not live.all():
+            rows["completion_mask"] = rows["completion_mask"] * rows["live"][:, None]
+        return rows
 
     def _no_loss(self, model: Any) -> Tensor:
         """Return a loss of 0 that depends on every parameter, as backward needs one that does."""
-        return torch.stack([p.sum() for p in model.parameters() if p.requires_grad]).sum() * 0.0
+        parameters = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters() if p.requires_grad]
+        return torch.stack([p.sum() for p in parameters]).sum() * 0.0
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
@@ -256,12 +272,13 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
             "answer_confidence": answer_B,
             "advantage_shift": rows["advantages"] - plain_B,
         }
+        live_B = rows["live"]
         for name, values_B in columns.items():
-            self._log(f"arm/{name}", self._mean_over_ranks(values_B))
+            self._log(f"arm/{name}", self._mean_over_ranks(values_B[live_B]))
             column = self.rollouts.setdefault(name, [float("nan")] * len(self.rollouts["group"]))
             for row, value in zip(rows["row"].tolist(), values_B.tolist(), strict=True):
                 column[row] = value
-        self._log("arm/gated_frac", self._mean_over_ranks(gate_B.float()))
+        self._log("arm/gated_frac", self._mean_over_ranks(gate_B[live_B].float()))
 
     def _groups_of_batch(self) -> Tensor:
         assert self._batch is not None
@@ -336,7 +353,7 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
     def _mean_over_ranks(self, values: Tensor) -> float:
         """Mean over the values of all ranks, which may have different numbers of them."""
         totals = self.accelerator.reduce(torch.stack([values.sum(), values.new_tensor(len(values))]), reduction="sum")
-        return float(totals[0] / totals[1])
+        return float(totals[0] / totals[1].clamp(min=1))
 
     def _log(self, name: str, value: float | Tensor) -> None:
         """Log a value under TRL's own metrics, which averages those of one step."""

@@ -78,7 +78,7 @@ def engine_defaults(dtype: Literal["float32", "bfloat16"]) -> Iterator[None]:
     """Have TRL start vLLM in the trainer's arithmetic; build the trainer inside.
 
     TRL leaves the dtype to vLLM, which takes bfloat16 where the checkpoint is float32: on the embedded checkpoint the
-    sampled log-probabilities were then off by up to 0.06 nats a token, instead of 6e-6 (docs/vllm.md). It also leaves
+    sampled log-probabilities were then off by up to 0.05 nats a token, instead of 4e-6 (docs/vllm.md). It also leaves
     ``generation_config`` open.
 
     Raises:

@@ -17,7 +17,10 @@ def compare(
     trainings: dsl.Input[list[dsl.Model]],
     comparison: dsl.Output[dsl.Artifact],
     report: dsl.Output[dsl.HTML],
-) -> None:
+    summary: dsl.Output[dsl.Markdown],
+    metrics: dsl.Output[dsl.Metrics],
+    candidate_uri: dsl.OutputPath(str),  # type: ignore[valid-type]
+) -> str:
     """Compare arms with the baseline, paired by problem and over seeds, and write the report.
 
     Args:
@@ -27,8 +30,14 @@ def compare(
         start: evaluation of the checkpoint before training.
         evaluations: evaluations of the training runs.
         trainings: the training runs, for curves and wall times.
-        comparison: comparison.json, report.html and plots.
+        comparison: comparison.json, gate.json, report.html, summary.md, tables and plots.
         report: report.html, as the Kubeflow UI shows it.
+        summary: summary.md, likewise.
+        metrics: the headline and its differences to the baseline, with their intervals.
+        candidate_uri: the training run of the gate's candidate; empty without one.
+
+    Returns:
+        The outcome of the promotion gate: promote, reject, not_resolved, or none without one.
     """
     import shutil
     from pathlib import Path
@@ -45,3 +54,9 @@ def compare(
     )
     comparison.metadata.update(steps.describe(manifest))
     shutil.copyfile(output / "report.html", report.path)
+    shutil.copyfile(output / "summary.md", summary.path)
+    for name, value in steps.read_comparison_metrics(output).items():
+        metrics.log_metric(name, value)
+    outcome, uri = steps.find_candidate(output, {artifact.uri: Path(artifact.path) for artifact in trainings})
+    Path(candidate_uri).write_text(uri, encoding="utf-8")
+    return outcome

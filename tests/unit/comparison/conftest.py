@@ -1,6 +1,7 @@
 """Real evaluation and training artifacts with invented numbers."""
 
 import importlib.util
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -146,11 +147,13 @@ def _write_evaluation(
     return directory
 
 
-def _write_training(directory: Path, arm: str = "grpo", seed: int = 0, *, rows, train=None, inputs=None) -> Path:
+def _write_training(
+    directory: Path, arm: str = "grpo", seed: int = 0, *, rows, train=None, inputs=None, hardware="1 GPU"
+) -> Path:
     directory.mkdir(parents=True)
     lines = [json.dumps({"step": step, **row}) for step, row in enumerate(rows, start=1)]
     (directory / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    metadata = {"train_wall_time_s": 600.0, "hardware": "1 GPU", "versions": VERSIONS | {"trl": "1.16.0"}}
+    metadata = {"train_wall_time_s": 600.0, "hardware": hardware, "versions": VERSIONS | {"trl": "1.16.0"}}
     config = {"arm": {"name": arm, "algorithm": ALGORITHMS[arm]}, "seed": seed, "train": TRAIN | (train or {})}
     write_manifest(directory, "training", inputs=inputs, config=config, metadata=metadata)
     return directory
@@ -187,6 +190,10 @@ def _write_experiment(root: Path, *, num_problems: int, num_samples: int, steps:
                     truncated=rng.random(correct.shape) < 0.03,
                     prompts=prompts,
                     eval_wall_time_s=40 + 5 * rng.random(),
+                    schema_version=2,
+                    metrics=_measured({"eval/majority_at_4": rate.mean(), "eval/answer_entropy": spread}),
+                    curves={"entropy_by_position": _positions(rng, spread)},
+                    calibration=_calibration(rng, spread),
                 )
             )
             if seed is not None:
@@ -196,6 +203,38 @@ def _write_experiment(root: Path, *, num_problems: int, num_samples: int, steps:
                     )
                 )
     return evaluations, trainings
+
+
+def _measured(values):
+    return {name: {"value": v, "low": 0.9 * v, "high": 1.1 * v} for name, v in values.items()}
+
+
+def _positions(rng, spread):
+    """Entropy by position, in bins that grow, as docs/evaluation.md describes evaluation.json."""
+    edges = [0, 1, 2, 4, 8, 16, 32, 64, 128]
+    return {
+        part: [
+            {"start": a, "end": b, "num_tokens": 100}
+            | _measured({"x": factor * spread * (1 + rng.random() / (1 + a))})["x"]
+            for a, b in itertools.pairwise(edges)
+        ]
+        for part, factor in (("all", 1.0), ("correct", 0.8), ("incorrect", 1.3))
+    }  # fmt: skip
+
+
+def _calibration(rng, spread):
+    confidences = np.linspace(0.1, 0.95, 10)
+    return {
+        "auroc": {"value": 0.7, "low": 0.65, "high": 0.75},
+        "auroc_within": None,
+        "bins": [
+            {
+                "confidence_low": c - 0.05, "confidence_high": c + 0.05, "confidence": c, "num_completions": 20,
+                "accuracy": _measured({"x": float(np.clip(c - spread / 4 + 0.05 * rng.random(), 0, 0.9))})["x"],
+            }
+            for c in confidences.tolist()
+        ],
+    }  # fmt: skip
 
 
 def _rows(rng, steps, gain, spread, arm):

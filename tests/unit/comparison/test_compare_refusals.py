@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from progrpo.comparison import tables
 from progrpo.comparison.compare import compare
 from progrpo.comparison.result import read_comparison
 from progrpo.config import CompareConfig
@@ -27,24 +28,48 @@ def pair(tmp_path, write_evaluation):
     return build
 
 
-@pytest.mark.parametrize(
-    ("key", "mine", "theirs"),
-    [
-        ("temperature", "0.6", 1.0),
-        ("top_p", "0.95", 0.9),
-        ("max_completion_tokens", "64", 128),
-        ("chat_template_digest", "cccc", "f" * 64),
-        ("dataset_digest", "dddd", "f" * 64),
-        ("verifier", "{'countdown': '1'}", {"countdown": "2"}),
-    ],
-)
-def test_another_protocol_is_refused(pair, tmp_path, key, mine, theirs):
+def test_another_dataset_is_refused(pair, tmp_path):
     with pytest.raises(ComparisonError) as caught:
-        pair(protocol={key: theirs})
+        pair(protocol={"dataset_digest": "f" * 64})
     message = str(caught.value)
-    for part in (f"protocol.{key}", mine, repr(theirs), str(tmp_path / "first"), str(tmp_path / "second")):
+    for part in ("protocol.dataset_digest", "dddd", "'ffff", str(tmp_path / "first"), str(tmp_path / "second")):
         assert part in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "theirs", "said"),
+    [
+        ("chat_template_digest", "f" * 64, f"chat_template_digest is '{'c' * 64}' in grpo seed 0; '{'f' * 64}' in"),
+        ("temperature", 1.0, "temperature is 0.6 in grpo seed 0; 1.0 in progrpo seed 0"),
+        ("top_p", 0.9, "top_p is 0.95 in grpo seed 0; 0.9 in progrpo seed 0"),
+        ("max_completion_tokens", 128, "max_completion_tokens is 64 in grpo seed 0; 128 in progrpo seed 0"),
+        ("verifier", {"countdown": "2"}, "verifier.countdown is '1' in grpo seed 0; '2' in progrpo seed 0"),
+        ("top_k", 20, "top_k is None in grpo seed 0; 20 in progrpo seed 0"),
+    ],
+)
+def test_another_protocol_is_an_alarm_on_top_of_everything(pair, tmp_path, key, theirs, said):
+    comparison = pair(protocol={key: theirs})
+    (difference,) = comparison.protocol_differences
+    assert said in difference
+    assert key not in {name.partition(".")[0] for name in comparison.protocol}
+    assert all(text.startswith("NOT COMPARABLE") for text in tables.headline_sentences(comparison))
+    assert f"> Warning: The arms were measured in different ways: {difference}." in tables.markdown_summary(comparison)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.index('role="alert"') < page.index("headline-title")
+    assert not [warning for warning in comparison.warnings if key in warning]  # said once
+
+
+@pytest.mark.parametrize(("key", "theirs"), [("dtype", "bfloat16"), ("engine", "vllm"), ("digest", "f" * 64)])
+def test_other_arithmetic_is_no_other_protocol(pair, key, theirs):
+    assert pair(protocol={key: theirs}).protocol_differences == ()
+
+
+def test_equal_protocols_raise_no_alarm(pair, tmp_path):
+    comparison = pair()
+    assert comparison.protocol_differences == ()
+    assert "NOT COMPARABLE" not in tables.markdown_summary(comparison)
+    assert 'role="alert"' not in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_another_number_of_samples_is_refused(pair):

@@ -2,16 +2,18 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from progrpo.comparison import tables
 from progrpo.comparison.compare import compare
 from progrpo.comparison.curves import moving_average
-from progrpo.comparison.result import read_comparison
+from progrpo.comparison.result import OTHER_METRICS, read_comparison
 from progrpo.comparison.statistics import curve_ks
 from progrpo.config import CompareConfig
 from progrpo.errors import ManifestError
 from progrpo.manifest import read_manifest
-from progrpo.metrics import EVAL_METRICS, Progress
+from progrpo.metrics import Progress
 
 QUICK = CompareConfig(num_resamples=200)
 
@@ -57,15 +59,44 @@ def test_distinct_correct_counts_right_answers_once_each(tmp_path, write_evaluat
 
 def test_differences_are_paired_by_problem(tmp_path, write_evaluation):
     # Problems differ widely, but on each the arm has exactly one correct completion more: no spread is left.
-    base = write_evaluation(tmp_path / "a", "grpo", correct=[[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]])
-    arm = write_evaluation(tmp_path / "b", "progrpo", correct=[[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]])
+    rows = [[1] * solved + [0] * (4 - solved) for solved in range(5)]
+    base = write_evaluation(tmp_path / "a", "grpo", correct=rows[:4] * 50)
+    arm = write_evaluation(tmp_path / "b", "progrpo", correct=rows[1:] * 50)
     comparison = run(tmp_path, [arm, base])
     (difference,) = comparison.differences
     at_1 = difference.metrics["eval/pass_at_1"]
-    assert (at_1.value, at_1.low, at_1.high) == pytest.approx((0.25, 0.25, 0.25))
+    # What is left is what no 200 problems show: kinds that make up less than 1 - 0.05^(1/200) = 1.5 % of all.
+    assert at_1.value == pytest.approx(0.25)
+    assert at_1.low == pytest.approx(0.25 - 1.25 * (1 - 0.05 ** (1 / 200)))
+    assert at_1.high == pytest.approx(0.25 + 0.75 * (1 - 0.05 ** (1 / 200)))
     assert at_1.resolved
     spread = comparison.arm("grpo").metrics["eval/pass_at_1"]
-    assert spread.high - spread.low > 0.25
+    assert spread.high - spread.low > 0.07  # four kinds of problems: about 2 * 1.96 * 0.28 / sqrt(200)
+    assert difference.superiority.value == 1.0
+
+
+def test_the_band_of_a_difference_is_wider_than_its_intervals_and_said_in_words(tmp_path, write_evaluation):
+    rng = np.random.default_rng(0)
+    base = rng.random((300, 8)) < 0.3 * rng.random((300, 1))
+    arm = base | (rng.random((300, 8)) < 0.08)
+    evaluations = [write_evaluation(tmp_path / n, n, correct=c) for n, c in (("grpo", base), ("progrpo", arm))]
+    (difference,) = run(tmp_path, evaluations).differences
+    assert [point.k for point in difference.curve] == list(range(1, 9))
+    for point in difference.curve:
+        assert point.band_low <= point.value <= point.band_high
+    widths = [(p.band_high - p.band_low) / (p.high - p.low) for p in difference.curve[1:]]
+    assert min(widths) > 1  # at every k at once costs width
+    assert tables.band_words(difference, "grpo") == "progrpo is above grpo for k from 1 to 8."
+    none = difference.model_copy(update={"curve": difference.curve[:0]})
+    assert tables.band_words(none, "grpo") == "progrpo is not resolved against grpo at any k."
+    assert "progrpo is above grpo for k from 1 to 8." in (tmp_path / "comparison" / "report.html").read_text()
+
+
+def test_equal_arms_are_equally_often_superior(tmp_path, write_evaluation):
+    evaluations = [write_evaluation(tmp_path / arm, arm, correct=[[1, 0], [0, 0]] * 20) for arm in ("grpo", "progrpo")]
+    (difference,) = run(tmp_path, evaluations).differences
+    assert difference.superiority.value == 0.5
+    assert difference.superiority.low < 0.5 < difference.superiority.high
 
 
 def test_a_difference_that_may_be_zero_is_not_resolved(tmp_path, write_evaluation):
@@ -86,7 +117,7 @@ def test_a_seed_that_disagrees_widens_the_interval(tmp_path, write_evaluation):
     comparison = run(tmp_path, [*agree, *differ])
     same, other = (comparison.arm(name).metrics["eval/pass_at_1"] for name in ("grpo", "progrpo"))
     assert same.value == other.value == 0.5
-    assert (same.low, same.high) == (0.5, 0.5)
+    assert same.high - same.low < 0.4  # eight equal problems
     assert other.low <= 0.0
     assert other.high >= 1.0
 
@@ -125,7 +156,7 @@ def test_train_time_is_taken_from_the_run_when_the_evaluation_lacks_it(tmp_path,
 
 def test_every_metric_is_there_and_every_k_on_the_curve(report_directory):
     comparison = read_comparison(report_directory)
-    names = {name for name in EVAL_METRICS if "{k}" not in name} | {f"eval/pass_at_{k}" for k in (1, 2, 4, 8)}
+    names = set(OTHER_METRICS) | {f"eval/pass_at_{k}" for k in (1, 2, 4, 8)}
     for arm in comparison.arms:
         assert set(arm.metrics) == names
         assert [point.k for point in arm.curve] == list(range(1, 9))
@@ -154,8 +185,9 @@ def test_the_same_input_gives_the_same_bytes(tmp_path, write_evaluation):
 def test_the_artifact_is_whole_and_names_its_inputs(report_directory):
     manifest = read_manifest(report_directory, "comparison")
     assert set(manifest.files) == {
-        "comparison.json", "report.html",
-        "plots/pass_at_k.png", "plots/training_entropy.png", "plots/training_reward.png",
+        "comparison.json", "report.html", "summary.md", "table.csv", "table.tex",
+        "plots/pass_at_k.png", "plots/training_entropy.png", "plots/training_reward.png", "plots/difference.png",
+        "plots/entropy_by_position.png", "plots/calibration.png",
     }  # fmt: skip
     assert "evaluation/start" in manifest.inputs
     assert "evaluation/progrpo/seed-1" in manifest.inputs

@@ -42,11 +42,36 @@ def _check(model: PreTrainedModel) -> None:
         logprobs, entropies = _reference(model, prompt, completion)
         assert scores.logprobs.dtype == scores.entropies.dtype == np.float32
         np.testing.assert_allclose(scores.logprobs, logprobs, rtol=1e-4, atol=2e-5)
-        np.testing.assert_allclose(scores.entropies, entropies, rtol=1e-4, atol=2e-5)
+        np.testing.assert_allclose(scores.entropies, entropies, rtol=0, atol=1e-5)
 
 
 def test_equals_float64_computation_of_each_alone(llama: PreTrainedModel) -> None:
     _check(llama)
+
+
+def test_equals_float64_computation_with_bf16_weights(llama: PreTrainedModel) -> None:
+    """Weights as a bfloat16 checkpoint stores them, arithmetic in float32."""
+    _check(copy.deepcopy(llama).bfloat16().float())
+
+
+def test_bf16_arithmetic_loses_nothing_in_the_softmax(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 the hidden states are rounded; from the same ones, tiles equal one naive softmax to 1e-5."""
+    monkeypatch.setattr(scoring, "_TILE_ELEMENTS", 3 * 19)
+    model = copy.deepcopy(llama).bfloat16()
+    ids = torch.tensor([[5, 6, 7, 8, 10, 11, 12, 13, 1]])
+    with torch.inference_mode():
+        states = model.base_model(input_ids=ids).last_hidden_state[0, :-1]
+        naive = model(input_ids=ids).logits[0, :-1].double().log_softmax(-1)
+        logprobs, entropies = scoring._score_states(model.lm_head, states, ids[0, 1:], temperature=1.0)
+    np.testing.assert_allclose(entropies, -(naive.exp() * naive).sum(-1).numpy(), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(logprobs, naive.gather(-1, ids[0, 1:, None])[:, 0].numpy(), rtol=0, atol=1e-5)
+
+
+def test_another_temperature_divides_the_logits(llama: PreTrainedModel) -> None:
+    (scores,) = score_completions(llama, [PROMPTS[0]], [COMPLETIONS[1]], temperature=0.6)
+    logits = llama(torch.tensor([PROMPTS[0] + COMPLETIONS[1]])).logits[0, 3:-1].double() / 0.6
+    expected = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+    np.testing.assert_allclose(scores.entropies, expected.detach().numpy(), rtol=0, atol=1e-5)
 
 
 def test_padding_and_neighbours_never_change_a_value(llama: PreTrainedModel) -> None:
@@ -133,7 +158,7 @@ def test_architectures_that_transform_their_logits(family: str) -> None:
 def test_known_distributions() -> None:
     """Logits (0, 0, 0, 0): log p = -log 4 and entropy log 4. (log 3, 0, -inf, -inf): p = 3/4, 1/4."""
     logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [np.log(3.0), 0.0, -torch.inf, -torch.inf]])
-    logprobs, entropies = scoring._score_states(None, logits, torch.tensor([2, 0]))
+    logprobs, entropies = scoring._score_states(None, logits, torch.tensor([2, 0]), temperature=1.0)
     np.testing.assert_allclose(logprobs, [-np.log(4), np.log(0.75)], rtol=1e-6)
     np.testing.assert_allclose(entropies, [np.log(4), -0.75 * np.log(0.75) - 0.25 * np.log(0.25)], rtol=1e-6)
 

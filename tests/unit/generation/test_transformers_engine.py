@@ -17,8 +17,17 @@ def _engine(model: PreTrainedModel, batch_size: int = 64, eos: tuple[int, ...] =
     return TransformersEngine(model, eos_token_ids=eos, pad_token_id=0, batch_size=batch_size)
 
 
+def _sample(
+    engine: TransformersEngine, prompts: list[list[int]], num_samples: int, settings: SamplingSettings, seed: int
+) -> list[list[Completion]]:
+    rows = [prompt for prompt in prompts for _ in range(num_samples)]
+    keys = [(p, i) for p in range(len(prompts)) for i in range(num_samples)]
+    flat = engine.complete(rows, keys, settings, seed)
+    return [flat[p * num_samples : (p + 1) * num_samples] for p in range(len(prompts))]
+
+
 def test_shape_and_where_a_completion_ends(llama: PreTrainedModel) -> None:
-    results = _engine(llama).sample(PROMPTS, 40, PLAIN, seed=0)
+    results = _sample(_engine(llama), PROMPTS, 40, PLAIN, seed=0)
     assert [len(group) for group in results] == [40, 40, 40]
     flat = [completion for group in results for completion in group]
     assert {completion.finish_reason for completion in flat} == {"stop", "length"}
@@ -32,28 +41,33 @@ def test_shape_and_where_a_completion_ends(llama: PreTrainedModel) -> None:
 
 def test_repeats_with_the_seed_whatever_ran_before(llama: PreTrainedModel) -> None:
     engine = _engine(llama)
-    first = engine.sample(PROMPTS, 8, PLAIN, seed=3)
+    first = _sample(engine, PROMPTS, 8, PLAIN, seed=3)
     torch.manual_seed(99)
     before = torch.get_rng_state()
-    assert engine.sample(PROMPTS, 8, PLAIN, seed=3) == first
+    assert _sample(engine, PROMPTS, 8, PLAIN, seed=3) == first
     assert torch.equal(torch.get_rng_state(), before), "the caller's generator must be untouched"
-    assert engine.sample(PROMPTS, 8, PLAIN, seed=4) != first
+    assert _sample(engine, PROMPTS, 8, PLAIN, seed=4) != first
 
 
 def test_batches_differ_from_each_other(llama: PreTrainedModel) -> None:
     """Two batches over the same prompt must not repeat one another's draws."""
-    (group,) = _engine(llama, batch_size=10).sample([PROMPTS[0]], 20, PLAIN, seed=0)
+    (group,) = _sample(_engine(llama, batch_size=10), [PROMPTS[0]], 20, PLAIN, seed=0)
     assert group[:10] != group[10:]
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 1000])
-def test_any_batch_size_gives_every_prompt_its_samples(llama: PreTrainedModel, batch_size: int) -> None:
-    results = _engine(llama, batch_size).sample(PROMPTS, 5, PLAIN, seed=0)
-    assert [len(group) for group in results] == [5, 5, 5]
+def test_a_completion_does_not_depend_on_its_batch(llama: PreTrainedModel, batch_size: int) -> None:
+    settings = SamplingSettings(temperature=0.8, top_p=0.9, max_tokens=6, top_k=7)
+    expected = _sample(_engine(llama, 4), PROMPTS, 5, settings, seed=0)
+    assert _sample(_engine(llama, batch_size), PROMPTS, 5, settings, seed=0) == expected
+    # nor on its place: the rows in reverse, each under its own key
+    rows = [(PROMPTS[p], (p, i)) for p in range(3) for i in range(5)][::-1]
+    reverse = _engine(llama, batch_size).complete([r for r, _ in rows], [k for _, k in rows], settings, 0)
+    assert reverse[::-1] == [completion for group in expected for completion in group]
 
 
 def _next_token_frequencies(engine: TransformersEngine, settings: SamplingSettings, draws: int) -> np.ndarray:
-    groups = engine.sample(PROMPTS, draws, settings, seed=1)
+    groups = _sample(engine, PROMPTS, draws, settings, seed=1)
     return np.stack([np.bincount([c.token_ids[0] for c in group], minlength=19) / draws for group in groups])
 
 
@@ -78,17 +92,30 @@ def test_top_p_keeps_exactly_the_nucleus(llama: PreTrainedModel) -> None:
         assert set(np.flatnonzero(row)) <= set(nucleus)
 
 
+def test_top_k_keeps_the_likeliest_before_the_nucleus(llama: PreTrainedModel) -> None:
+    settings = SamplingSettings(temperature=1.0, top_p=0.8, max_tokens=1, top_k=4)
+    frequencies = _next_token_frequencies(_engine(llama, 9000), settings, 3000)
+    for prompt, row in zip(PROMPTS, frequencies, strict=True):
+        probabilities = llama(torch.tensor([prompt])).logits[0, -1].softmax(-1).detach().numpy()
+        four = np.argsort(-probabilities)[:4]
+        share = probabilities[four] / probabilities[four].sum()
+        kept = four[: np.searchsorted(np.cumsum(share), 0.8) + 1]
+        expected = np.zeros(19)
+        expected[kept] = probabilities[kept] / probabilities[kept].sum()
+        np.testing.assert_allclose(row, expected, atol=0.04)
+
+
 def test_a_checkpoints_own_sampling_settings_do_not_leak(llama: PreTrainedModel) -> None:
     engine = _engine(llama)
-    expected = engine.sample(PROMPTS, 8, PLAIN, seed=0)
+    expected = _sample(engine, PROMPTS, 8, PLAIN, seed=0)
     llama.generation_config.top_k = 1
     llama.generation_config.repetition_penalty = 5.0
-    assert _engine(llama).sample(PROMPTS, 8, PLAIN, seed=0) == expected
+    assert _sample(_engine(llama), PROMPTS, 8, PLAIN, seed=0) == expected
 
 
 def test_several_tokens_may_end_a_completion_and_padding_may_be_one(llama: PreTrainedModel) -> None:
     engine = TransformersEngine(llama, eos_token_ids=[1, 2, 3], pad_token_id=1, batch_size=64)
-    flat = [c for group in engine.sample(PROMPTS, 40, PLAIN, seed=0) for c in group if c.finish_reason == "stop"]
+    flat = [c for group in _sample(engine, PROMPTS, 40, PLAIN, seed=0) for c in group if c.finish_reason == "stop"]
     assert {c.token_ids[-1] for c in flat} == {1, 2, 3}
     assert all(not {1, 2, 3} & set(c.token_ids[:-1]) for c in flat)
 
@@ -98,7 +125,7 @@ def test_stops_when_all_rows_are_finished(llama: PreTrainedModel) -> None:
     forwards = []
     handle = llama.register_forward_pre_hook(lambda *_: forwards.append(1))
     try:
-        results = _engine(llama, eos=tuple(range(19))).sample(PROMPTS, 8, SamplingSettings(1.0, 1.0, 30), seed=0)
+        results = _sample(_engine(llama, eos=tuple(range(19))), PROMPTS, 8, SamplingSettings(1.0, 1.0, 30), seed=0)
     finally:
         handle.remove()
     assert all(len(c.token_ids) == 1 for group in results for c in group)
@@ -111,7 +138,7 @@ def test_prompts_are_run_once_for_all_their_samples(llama: PreTrainedModel) -> N
         lambda _, args, kwargs: tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     try:
-        _engine(llama).sample([[5] * 20], 16, SamplingSettings(1.0, 1.0, 1), seed=0)
+        _sample(_engine(llama), [[5] * 20], 16, SamplingSettings(1.0, 1.0, 1), seed=0)
     finally:
         handle.remove()
     assert sum(tokens) == 19 + 16
@@ -140,7 +167,7 @@ def test_near_greedy_sampling_equals_plain_forwards(llama: PreTrainedModel, fami
         model = model.eval()
     prompt = [5, 6, 7, 8, 9, 10, 11]
     engine = _engine(model, eos=(18,))
-    (group,) = engine.sample([prompt], 3, SamplingSettings(temperature=1e-4, top_p=1.0, max_tokens=8), seed=0)
+    (group,) = _sample(engine, [prompt], 3, SamplingSettings(temperature=1e-4, top_p=1.0, max_tokens=8), seed=0)
     expected = _greedy(model, prompt, 8)
     expected = expected[: expected.index(18) + 1] if 18 in expected else expected
     assert [list(c.token_ids) for c in group] == [expected] * 3
@@ -148,13 +175,13 @@ def test_near_greedy_sampling_equals_plain_forwards(llama: PreTrainedModel, fami
 
 def test_bad_arguments(llama: PreTrainedModel) -> None:
     with pytest.raises(DataError, match="prompt 1 has no tokens"):
-        _engine(llama).sample([[5], []], 1, PLAIN, seed=0)
+        _sample(_engine(llama), [[5], []], 1, PLAIN, seed=0)
     with pytest.raises(ConfigError, match="eos_token_ids is empty"):
         _engine(llama, eos=())
 
 
 def test_no_prompts(llama: PreTrainedModel) -> None:
-    assert _engine(llama).sample([], 4, PLAIN, seed=0) == []
+    assert _sample(_engine(llama), [], 4, PLAIN, seed=0) == []
 
 
 def test_completion_is_a_value() -> None:

@@ -1,3 +1,4 @@
+import os
 import threading
 
 import pytest
@@ -92,3 +93,12 @@ def test_a_verifier_that_does_not_start_is_an_error_and_no_verdict(monkeypatch):
 
 def test_unreadable_right_answer_is_not_a_wrong_completion():
     assert not verify("math", "", "$1$").scored
+
+
+def test_a_signal_to_the_whole_group_leaves_the_math_workers_alone():
+    worker = mathematics.Worker()
+    try:
+        assert worker.verify("4", "$4$", 60).correct
+        assert os.getpgid(worker._process.pid) != os.getpgid(0)
+    finally:
+        worker.close()

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from progrpo.comparison.result import GateResult
+from progrpo.manifest import write_manifest
+from progrpo_components.promotion import register_candidate
 from progrpo_components.tracking import open_tracking
 
 START_S = 180
@@ -129,6 +132,28 @@ def test_everything_arrives_through_a_server(server, client, tmp_path):
     assert run.data.metrics == {"train/entropy": 0.5, "eval/pass_at_1": 0.25}
     assert [(m.step, m.value) for m in client.get_metric_history(tracker.run_id, "train/entropy")] == [(3, 0.5)]
     assert server.get(f"/get-artifact?path=plots/a.txt&run_uuid={tracker.run_id}") == b"plot"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_on_server")
+def test_a_candidate_is_registered_through_a_server(client, tmp_path):
+    """A server takes no version from a path of the client's: the checkpoint goes to the artifacts of its run."""
+    checkpoint = tmp_path / "training" / "checkpoint"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "config.json").write_text("{}")
+    gate = GateResult(
+        candidate="grpo", outcome="promote", reason="every rule holds", level=0.95, rules=(), obstacles=(),
+        model="through-a-server", fail_on=(), seed=0, checkpoint_digest=write_manifest(checkpoint, "checkpoint").digest,
+    )  # fmt: skip
+    with open_run("registry") as tracker:
+        for _ in range(2):  # a step that is tried again
+            registration = register_candidate(tracker, gate, (tmp_path / "training").as_uri(), {})
+    assert (registration.version, registration.alias) == ("1", "champion")
+    version = client.get_model_version_by_alias("through-a-server", "champion")
+    assert version.description == "every rule holds"
+    assert client.get_run(version.run_id).data.tags["progrpo.arm"] == "grpo"
+    local = Path(client.download_artifacts(version.run_id, "checkpoint", str(tmp_path)))
+    assert (local / "config.json").read_text() == "{}"
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def arrays(draw):
     dtype, shape = np.dtype(draw(st.sampled_from(NUMPY_DTYPES))), draw(st.lists(st.integers(0, 3), max_size=3))
     size = int(np.prod(shape)) * dtype.itemsize
     data = draw(st.binary(min_size=size, max_size=size))
-    data = bytes(byte & 1 for byte in data) if dtype == bool else data
+    data = bytes(byte & 1 for byte in data) if dtype.kind == "b" else data
     array = np.frombuffer(data, dtype).reshape(shape)  # read-only, as a view of bytes is
     return array[()] if array.ndim == 0 and draw(st.booleans()) else array
 

@@ -107,3 +107,12 @@ def test_extra_rows_survive_the_split():
     for part in slices:
         assert part["completion_ids"][:, 0].tolist() == (2 * part["row"]).tolist()
         assert part["arm_gate"].tolist() == (part["row"] % 2 == 0).tolist()
+
+
+def test_what_sharding_needs_of_torch_and_accelerate():
+    from accelerate import PartialState
+    from torch.distributed.fsdp import _fully_shard as fsdp
+
+    assert isinstance(PartialState._shared_state, dict)
+    assert hasattr(fsdp.FSDPModule, "_get_fsdp_state")
+    assert "_fsdp_param_groups" in inspect.getsource(fsdp._fsdp_state.FSDPState.__init__)

@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,13 +74,15 @@ class S3Mirror:
         """Names of points that turned out to be invalid; removed after the next upload."""
         self._scores: dict[str, float | None] = {}
         self._changed = threading.Condition()
-        self._files: dict[str, object] = {}  # each with a token: offered again during its upload, it is uploaded again
-        self._points: list[int] = []
+        # Each with a token: what is offered again during its upload is uploaded again.
+        self._files: dict[str, object] = {}
+        self._points: dict[int, object] = {}
         self._uploading: int | None = None
         self._backoff_s = 0.0
         self._retry_at = 0.0
         self._closing = self._aborted = False
         self._thread: threading.Thread | None = None
+        self._client: Any = None
 
     # --- what the caller's thread does -------------------------------------------------------------------------------
 
@@ -88,7 +91,7 @@ class S3Mirror:
         with self._changed:
             self._files |= {name: object() for name in files}
             if points is not None:
-                self._points = list(points)
+                self._points = {step: object() for step in points}
             self._retry_at = 0.0
             if self._thread is None and (self._files or self._points):
                 self._thread = threading.Thread(target=self._run, name="state-upload", daemon=True)
@@ -118,7 +121,7 @@ class S3Mirror:
         Raises:
             StorageError: S3 cannot be reached or refuses.
         """
-        with s3_client(self.uri) as client:
+        with self._connection() as client:
             return self._list_points(client)
 
     def download(self, remote: RemotePoint) -> ResumePoint:
@@ -129,7 +132,7 @@ class S3Mirror:
             StorageError: S3 cannot be reached or refuses, or the disk is full.
         """
         directory = self.local.root / f"{DOWNLOAD}{remote.name}"
-        with s3_client(self.uri) as client:
+        with self._connection() as client:
             text, manifest = self._read_manifest(client, remote)
             for name, entry in manifest.files.items():
                 self._check_listed(remote, name, entry.size)
@@ -154,7 +157,7 @@ class S3Mirror:
             StorageError: S3 cannot be reached or refuses, or the disk is full.
         """
         prefix = f"{self.prefix}{SHARED}/"
-        with s3_client(self.uri) as client:
+        with self._connection() as client:
             names = [item["Key"].removeprefix(prefix) for item in self._list(client, prefix)]
             names = [name for name in names if accept(name)]
             for name in names:
@@ -169,7 +172,7 @@ class S3Mirror:
     def _run(self) -> None:
         while self._wait():
             try:
-                with s3_client(self.uri) as client:
+                with self._connection() as client:
                     self._upload_all(client)
             except ProGRPOError as error:
                 self._count_failure(str(error))
@@ -209,11 +212,12 @@ class S3Mirror:
         while not self._aborted:
             with self._changed:
                 name, token = next(iter(self._files.items()), (None, None))
-                self._uploading = step = self._points[0] if name is None and self._points else None
+                step, point_token = next(iter(self._points.items()), (None, None))
+                self._uploading = step if name is None else None
             if name is not None:
                 self._upload_shared(client, name, token)
             elif step is not None:
-                self._upload_point(client, step)
+                self._upload_point(client, step, point_token)
             else:
                 return
             self._backoff_s = 0.0
@@ -222,16 +226,18 @@ class S3Mirror:
         path = self.local.root / SHARED / name
         try:
             with path.open("rb") as file:
+                sent = os.fstat(file.fileno())
                 self._put(client, file, f"{SHARED}/{name}")
-                if os.path.samestat(path.stat(), os.fstat(file.fileno())):
-                    path.unlink()  # here it only waited
+            now = path.stat()
+            if os.path.samestat(sent, now) and sent.st_mtime_ns == now.st_mtime_ns:  # not replaced meanwhile
+                path.unlink()  # here it only waited
         except FileNotFoundError:
             logger.warning("%s is gone before it was copied to %s", path, self.uri)
         with self._changed:
             if self._files.get(name) is token:
                 del self._files[name]
 
-    def _upload_point(self, client: Any, step: int) -> None:
+    def _upload_point(self, client: Any, step: int, token: object) -> None:
         name = None
         try:
             name = self._upload_files(client, step)
@@ -239,7 +245,8 @@ class S3Mirror:
             logger.warning("%s was removed before it was copied to %s", point_name(step), self.uri)
         with self._changed:
             self._uploading = None
-            self._points = [other for other in self._points if other != step]
+            if self._points.get(step) is token:
+                del self._points[step]
         if name is not None:
             self._prune(client, name)
 
@@ -296,6 +303,16 @@ class S3Mirror:
         return point.name not in self.damaged
 
     # --- reading S3 --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _connection(self) -> Iterator[Any]:
+        try:
+            with s3_client(self.uri, self._client) as client:
+                self._client = client
+                yield client
+        except Exception:
+            self._client = None  # the next may find other credentials
+            raise
 
     def _list(self, client: Any, prefix: str) -> Iterator[dict[str, Any]]:
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):

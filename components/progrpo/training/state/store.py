@@ -80,6 +80,7 @@ class StateStore:
         self._mirror = S3Mirror(uri, self._local, keep_last=keep_last, keep_best=keep_best) if is_remote else None
         make_directory(root, name=uri if not is_remote else str(root))
         self._damaged: set[int] = set()
+        self._closed = False
         self._lock = DirectoryLock(root, timeout_s=lock_timeout_s)
         if self._lock.exclusive:
             self._local.clean()
@@ -152,12 +153,15 @@ class StateStore:
             timeout_s: how long to try.
 
         Returns:
-            Names of what S3 lacks still, which is logged as well. It stays in ``scratch``.
+            Names of what S3 lacks still, which is logged as well. It stays in ``scratch``. A second call does nothing.
         """
+        if self._closed:
+            return []
+        self._closed = True
         left = [] if self._mirror is None else self._mirror.close(timeout_s)
         if left:
             logger.error(
-                "%s lacks %s: not copied within %.0f s. It is kept in %s",
+                "%s lacks %s: not copied within %g s. It is kept in %s",
                 *(self.uri, ", ".join(left), timeout_s, self._local.root),
             )
         self._lock.release()

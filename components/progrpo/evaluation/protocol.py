@@ -1,0 +1,60 @@
+"""The protocol record: all that must be equal for two evaluations to be comparable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from progrpo.config import EvaluateConfig
+from progrpo.data.dataset import Problem
+from progrpo.rewards import VERIFIER_VERSIONS
+
+FREE_KEYS = frozenset({"seed", "dtype", "engine", "digest"})
+"""May differ between comparable evaluations: which completions are drawn, and how fast."""
+
+
+def protocol_record(
+    config: EvaluateConfig,
+    *,
+    problems: Sequence[Problem],
+    prompts: Sequence[Sequence[int]],
+    dataset_digest: str,
+    chat_template_digest: str | None,
+) -> dict[str, Any]:
+    """Return the record of an evaluation.
+
+    Args:
+        config: of the evaluation.
+        problems: that are evaluated.
+        prompts: their token ids, as the model gets them: template, system prompt and tokenizer in one.
+        dataset_digest: of the dataset artifact.
+        chat_template_digest: of the checkpoint's template.
+    """
+    keys = {
+        "temperature", "top_p", "top_k", "max_completion_tokens", "num_samples", "max_problems", "score_temperature",
+        "benchmark", "seed", "dtype",
+    }  # fmt: skip
+    record: dict[str, Any] = config.model_dump(mode="json", include=keys) | {
+        "sampler": "keyed",  # random numbers named by seed, problem and sample
+        "engine": config.engine.type,
+        "dataset_digest": dataset_digest,
+        "chat_template_digest": chat_template_digest,
+        "prompts_digest": _digest([list(prompt) for prompt in prompts]),
+        "verifier": {task: VERIFIER_VERSIONS[task] for task in sorted({problem.task for problem in problems})},
+    }
+    return record | {"digest": _digest({key: value for key, value in record.items() if key not in FREE_KEYS})}
+
+
+def protocol_differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the keys in which two records differ in a way that matters, with both values; None: not recorded."""
+    return {
+        key: (first.get(key), other.get(key))
+        for key in sorted({*first, *other} - FREE_KEYS)
+        if first.get(key) != other.get(key)
+    }
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

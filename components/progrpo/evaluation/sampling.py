@@ -1,0 +1,309 @@
+"""Sample, score and verify the completions of ranges of problems, in this process or in several.
+
+``python -m progrpo.evaluation.sampling JOB.json`` is one of several: it samples its share of the ranges and exits
+with 0, or with 2 after an error the user can mend, which it leaves beside the job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from progrpo import errors
+from progrpo.checkpoints.loading import load_tokenizer, render_prompts
+from progrpo.config import EvaluateConfig
+from progrpo.data.dataset import Problem, load_problems
+from progrpo.environment import resolve_device
+from progrpo.errors import ConfigError, ProGRPOError
+from progrpo.evaluation.diversity import distinct_ngram_frac, self_bleu, solution_path, words
+from progrpo.evaluation.loading import load_engine
+from progrpo.evaluation.samples import Sample, position_edges
+from progrpo.evaluation.shards import ProblemStatistics, Shards
+from progrpo.generation.engine import Engine, SamplingSettings
+from progrpo.metrics import Progress
+from progrpo.rewards import verify_batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.2
+
+
+class Job(BaseModel):
+    """What one of several sampling processes needs to know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    config: EvaluateConfig
+    dataset: Path
+    checkpoint: Path
+    shards: Path
+    ranges: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What turns prompts into scored completions."""
+
+    config: EvaluateConfig
+    engine: Engine
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def sample(
+        self, problems: Sequence[Problem], prompts: Sequence[Sequence[int]]
+    ) -> tuple[list[Sample], list[ProblemStatistics]]:
+        """Return the n completions of each problem, problem by problem, and what is measured on them together."""
+        from progrpo.generation.scoring import score_completions
+
+        config, n = self.config, self.config.num_samples
+        settings = SamplingSettings(config.temperature, config.top_p, config.max_completion_tokens, config.top_k)
+        owners = [p for p in range(len(problems)) for _ in range(n)]
+        rows = [prompts[p] for p in owners]
+        keys = [(problem_key(problem), i) for problem in problems for i in range(n)]
+        completions = self.engine.complete(rows, keys, settings, config.seed)
+        scores = score_completions(self.model, rows, [c.token_ids for c in completions], config.score_temperature)
+        texts = self.tokenizer.batch_decode([list(c.token_ids) for c in completions], skip_special_tokens=True)
+        verdicts = verify_batch([(problems[p].task, problems[p].answer, t) for p, t in zip(owners, texts, strict=True)])
+        starts = np.array(position_edges(config.max_completion_tokens)[:-1])
+        paths = {text: solution_path(text) for text in set(texts)}
+        samples = [
+            Sample(
+                problem_id=problems[p].id,
+                sample_index=i % n,
+                completion=text,
+                answer=verdict.answer,
+                correct=verdict.correct,
+                scored=verdict.scored,
+                num_tokens=len(completion.token_ids),
+                finish_reason=completion.finish_reason,
+                logprob_sum=float(score.logprobs.sum(dtype=np.float64)),
+                entropy_sum=float(score.entropies.sum(dtype=np.float64)),
+                answer_confidence=_tail_confidence(score.logprobs),
+                position_entropy=np.add.reduceat(
+                    score.entropies, starts[: np.searchsorted(starts, len(score.entropies))], dtype=np.float64
+                ).tolist(),
+                solution_path=paths[text],
+            )
+            for i, (p, completion, score, text, verdict) in enumerate(
+                zip(owners, completions, scores, texts, verdicts, strict=True)
+            )
+        ]
+        split = [[words(text) for text in texts[p * n : (p + 1) * n]] for p in range(len(problems))]
+        return samples, [ProblemStatistics(self_bleu(texts), distinct_ngram_frac(texts)) for texts in split]
+
+
+def problem_key(problem: Problem) -> int:
+    """Return the number that names a problem's random numbers: the same in any selection or order of problems."""
+    return int.from_bytes(hashlib.sha256(problem.id.encode()).digest()[:8], "big")
+
+
+def sample_here(
+    config: EvaluateConfig,
+    shards: Shards,
+    ranges: Sequence[tuple[int, int]],
+    *,
+    checkpoint: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    prompts: Sequence[Sequence[int]],
+    progress: Progress | None = None,
+) -> None:
+    """Sample the ranges of problems in this process, a shard each.
+
+    Args:
+        config: n, sampling settings, device.
+        shards: where completions go.
+        ranges: (first, last + 1) of the problems of each shard.
+        checkpoint: a checkpoint artifact.
+        tokenizer: the checkpoint's.
+        problems: all P.
+        prompts: their token ids.
+        progress: told after each shard, with Pass@1 of what this process sampled.
+
+    Raises:
+        ConfigError: settings that do not fit the checkpoint or its engine, no memory.
+        CheckpointError: no EOS token, or weights that cannot be loaded.
+    """
+    if not ranges:
+        return
+    with _cpu_threads(config.num_threads), _memory_errors(config):
+        engine, model = load_engine(config, checkpoint, tokenizer, resolve_device(config.device))
+        sampler = Sampler(config, engine, model, tokenizer)
+        done, correct, sampled = shards.num_done(), 0, 0
+        for first, last in ranges:
+            samples, statistics = sampler.sample(problems[first:last], prompts[first:last])
+            shards.write(first, samples, statistics)
+            done, sampled = done + last - first, sampled + len(samples)
+            correct += sum(sample.correct for sample in samples)
+            if progress is not None:
+                num_samples = config.num_samples
+                progress.update(done * num_samples, len(problems) * num_samples, pass_at_1=correct / sampled)
+
+
+def sample_in_processes(
+    config: EvaluateConfig,
+    shards: Shards,
+    ranges: Sequence[tuple[int, int]],
+    *,
+    checkpoint: Path,
+    dataset: Path,
+    progress: Progress | None = None,
+) -> None:
+    """Sample the ranges in ``config.num_processes`` processes, each with a model of its own, on a GPU of its own.
+
+    Args:
+        config: see :func:`sample_here`, as ``shards`` and ``ranges``, which are dealt out in turn.
+        shards: see there.
+        ranges: see there.
+        checkpoint: a checkpoint artifact.
+        dataset: a dataset artifact.
+        progress: told how many completions there are.
+
+    Raises:
+        ProGRPOError: what a process raised, with its type; the others are ended.
+        RuntimeError: a process failed otherwise.
+    """
+    gpus = _gpus(config)
+    with TemporaryDirectory(prefix="progrpo-sampling-") as scratch:
+        processes = []
+        try:
+            for index in range(min(config.num_processes, len(ranges))):
+                job = Job(
+                    config=config,
+                    dataset=dataset.resolve(),
+                    checkpoint=checkpoint.resolve(),
+                    shards=shards.directory.resolve(),
+                    ranges=tuple(ranges[index :: config.num_processes]),
+                )
+                path = Path(scratch) / f"{index}.json"
+                path.write_text(job.model_dump_json(), encoding="utf-8")
+                environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if gpus else {})}
+                command = [sys.executable, "-m", "progrpo.evaluation.sampling", os.fspath(path)]
+                processes.append((path, subprocess.Popen(command, env=environment)))
+            _wait(processes, shards, progress)
+        finally:
+            for _, process in processes:
+                process.terminate()
+                process.wait()
+
+
+def _wait(processes: Sequence[tuple[Path, subprocess.Popen[bytes]]], shards: Shards, progress: Progress | None) -> None:
+    done = shards.num_done()
+    running = True
+    while running:
+        running = any(process.poll() is None for _, process in processes)
+        for path, process in processes:
+            if process.returncode:
+                raise _error_of(path, process.returncode)
+        now = shards.num_done()
+        if progress is not None and now > done:
+            progress.update(now * shards.num_samples, shards.num_problems * shards.num_samples)
+        done = now
+        if running:
+            time.sleep(POLL_S)
+
+
+def _error_of(job: Path, code: int) -> Exception:
+    """Return what a process left beside its job."""
+    path = job.with_suffix(".error")
+    if not path.is_file():
+        return RuntimeError(f"a sampling process ended with {code}; its output is above.")
+    name, message = json.loads(path.read_text(encoding="utf-8"))
+    error: type[ProGRPOError] = getattr(errors, name)
+    return error(message)
+
+
+def _gpus(config: EvaluateConfig) -> list[str]:
+    """Return the GPUs this process sees, as CUDA_VISIBLE_DEVICES names them; none on a CPU.
+
+    Raises:
+        ConfigError: more processes than GPUs.
+    """
+    import torch
+
+    if resolve_device(config.device).type == "cpu":
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
+    if config.num_processes > len(gpus):
+        raise ConfigError(
+            f"evaluation.num_processes = {config.num_processes}, but there are {len(gpus)} GPUs, and each process "
+            f"needs one of its own. Lower it, or give the step more GPUs."
+        )
+    return gpus
+
+
+def _tail_confidence(logprobs: np.ndarray) -> float:
+    """c(o|q) of one completion; :func:`progrpo.algorithms.confidence.answer_confidence` without padding."""
+    from progrpo.algorithms.confidence import tail_size
+
+    size = tail_size(len(logprobs))
+    return float(np.exp(np.partition(logprobs, size - 1)[:size].mean(dtype=np.float64)))
+
+
+@contextmanager
+def _cpu_threads(num_threads: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _memory_errors(config: EvaluateConfig) -> Iterator[None]:
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"out of GPU memory with batch_size = {config.batch_size} and max_completion_tokens = "
+            f"{config.max_completion_tokens}: lower either, or take a larger GPU. {error}"
+        ) from error
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one sampling process and return its exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    path = Path(arguments[0])
+    job = Job.model_validate_json(path.read_bytes())
+    try:
+        problems = load_problems(job.dataset, "eval")[: job.config.max_problems]
+        tokenizer = load_tokenizer(job.checkpoint)
+        sample_here(
+            job.config,
+            Shards(job.shards, len(problems), job.config.num_samples),
+            job.ranges,
+            checkpoint=job.checkpoint,
+            tokenizer=tokenizer,
+            problems=problems,
+            prompts=render_prompts(tokenizer, problems),
+        )
+    except ProGRPOError as error:
+        path.with_suffix(".error").write_text(json.dumps([type(error).__name__, str(error)]), encoding="utf-8")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

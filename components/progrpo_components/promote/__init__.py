@@ -1,0 +1,1 @@
+"""Compare arms, paired by problem and over seeds."""

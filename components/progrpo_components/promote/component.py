@@ -1,0 +1,35 @@
+"""The ``promote`` component. Its source is copied into the pipeline: imports stay inside the function."""
+
+from kfp import dsl
+
+from progrpo_components import images
+
+
+@dsl.component(base_image=images.CPU, packages_to_install=[], install_kfp_package=False)  # type: ignore[untyped-decorator]  # kfp has no types
+def promote(
+    training_uri: str,
+    experiment: str,
+    run_id: str,
+    comparison: dsl.Input[dsl.Artifact],
+    promotion: dsl.Output[dsl.Artifact],
+) -> None:
+    """Register the candidate of the gate in MLflow as its outcome says, and fail where the gate says so.
+
+    Args:
+        training_uri: the candidate's training run.
+        experiment: MLflow experiment.
+        run_id: of the pipeline run, which its MLflow runs are tagged with.
+        comparison: the comparison with the gate's decision.
+        promotion: promotion.json.
+    """
+    from pathlib import Path
+
+    from progrpo_components import steps
+
+    manifest = steps.promote(
+        comparison=Path(comparison.path),
+        training_uri=training_uri,
+        output=Path(promotion.path),
+        tracking=steps.Tracking.of_pipeline(experiment, run_id),
+    )
+    promotion.metadata.update(steps.describe(manifest))
