@@ -184,7 +184,7 @@ def test_key_value_cache_by_hand():
         prompt_tokens=5,
     )
     cache = 6 * 12 * (2 * 2 * 4) * 4  # rows, tokens, keys and values of 2 layers with one head of 4, float32
-    prefill = 6 * 5 * (4 * (8 + 3 * 16) + 5 * 4)
+    prefill = 6 * 5 * (4 * (2 * 8 + 5 * 16) + 5 * 4)
     assert found.rollouts == cache + cache // 2 + prefill
 
 
