@@ -159,22 +159,28 @@ def estimate_memory(
 
 
 def estimate_evaluation(
-    model: Architecture, evaluation: EvaluateConfig, *, on_gpu: bool, prompt_tokens: int
+    model: Architecture,
+    evaluation: EvaluateConfig,
+    *,
+    on_gpu: bool,
+    prompt_tokens: int,
+    device_bytes: int | None = None,
 ) -> dict[str, int]:
-    """Estimate what sampling with transformers takes in the evaluate step: bytes by part."""
+    """Estimate what the evaluate step takes, bytes by part: the model that scores, and what its engine samples with."""
     size = BFLOAT16 if evaluation.dtype == "bfloat16" else FLOAT32
-    return {
-        "weights": size * model.num_parameters,
-        "rollouts": _generation(
-            model,
-            evaluation.batch_size,
-            prompt_tokens,
-            evaluation.max_completion_tokens,
-            evaluation.dtype,
-            cuts_nucleus=evaluation.top_p < 1,
-        ),
-        "runtime": RUNTIME_GPU if on_gpu else RUNTIME_CPU,
-    }
+    parts = {"weights": size * model.num_parameters, "runtime": RUNTIME_GPU if on_gpu else RUNTIME_CPU}
+    if isinstance(evaluation.engine, VLLMEngineConfig):
+        share = evaluation.engine.memory_frac if evaluation.engine.mode == "colocate" else 0.0
+        return parts | {"vllm": int(share * (device_bytes or 0))}
+    generation = _generation(
+        model,
+        evaluation.batch_size,
+        prompt_tokens,
+        evaluation.max_completion_tokens,
+        evaluation.dtype,
+        cuts_nucleus=evaluation.top_p < 1,
+    )
+    return parts | {"rollouts": generation}
 
 
 def num_adapter_parameters(model: Architecture, train: TrainConfig) -> int:
