@@ -11,7 +11,6 @@ from progrpo import __version__
 from progrpo.config import Outcome
 from progrpo.errors import ComparisonError
 from progrpo.manifest import read_manifest
-from progrpo.metrics import pass_at
 
 COMPARISON_NAME, GATE_NAME = "comparison.json", "gate.json"
 SCHEMA_VERSION = 1
@@ -48,7 +47,6 @@ class SeedResult(_Frozen):
 
     seed: int | None = Field(description="None: the checkpoint before training")
     metrics: dict[str, float]
-    further: dict[str, Estimate] = Field(description="metrics of evaluation.json beyond those, over its problems alone")
     train_wall_time_s: float | None
     train_gpu_hours: float | None = Field(description="GPUs held x wall time; None: not known, or trained on a CPU")
     eval_wall_time_s: float
@@ -161,16 +159,7 @@ class Comparison(_Frozen):
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Every metric, Pass@k first, in the order in which tables show them."""
-        return (*map(pass_at, self.ks), *OTHER_METRICS)
-
-
-OTHER_METRICS = (
-    "eval/entropy",
-    "eval/sampled_nll",
-    "eval/distinct_correct",
-    "eval/completion_tokens",
-    "eval/truncated_frac",
-)
+        return tuple(self.arms[0].metrics)
 
 
 def read_comparison(directory: Path) -> Comparison:

@@ -178,11 +178,6 @@ def meaning(name: str) -> str:
     return EVAL_METRICS.get(name) or EVAL_METRICS.get(numbered, "")
 
 
-def further_metrics(comparison: Comparison) -> list[str]:
-    """Return the metrics that evaluations report beyond those that are compared, in the order in which they come."""
-    return list(dict.fromkeys(name for arm in comparison.arms for seed in arm.per_seed for name in seed.further))
-
-
 def number(name: str, value: float) -> str:
     """Format a metric's value alone."""
     scale, digits = _scale(name)

@@ -201,7 +201,7 @@ def bootstrap_difference(
         ConfigError: a level or a number of resamples out of range.
     """
     terms = difference_terms(arm, baseline)
-    return _only(bootstrap_terms(terms, _spread(bounds), num_resamples=num_resamples, level=level, seed=seed))
+    return _only(bootstrap_terms(terms, spread(bounds), num_resamples=num_resamples, level=level, seed=seed))
 
 
 def bootstrap_curve(
@@ -258,7 +258,7 @@ def bootstrap_curve_difference(
         ConfigError: a level or a number of resamples out of range.
     """
     terms = difference_terms(arm, baseline)
-    return bootstrap_terms(terms, _spread(bounds), num_resamples=num_resamples, level=level, seed=seed)
+    return bootstrap_terms(terms, spread(bounds), num_resamples=num_resamples, level=level, seed=seed)
 
 
 def probability_of_superiority(
@@ -471,8 +471,8 @@ def _z(probability: float) -> float:
     return NormalDist().inv_cdf(probability)
 
 
-def _spread(bounds: Bounds | None) -> Bounds | None:
-    """Bounds of a difference of two values with these bounds."""
+def spread(bounds: Bounds | None) -> Bounds | None:
+    """Return the bounds of a difference of two values with these bounds."""
     return None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])
 
 
