@@ -70,8 +70,15 @@ def test_groups_without_a_signal_are_replaced_by_the_next_prompts():
 def test_resampling_is_bounded_and_what_is_left_is_named():
     batch = collector([0, 2] + [0] * 10, GRPO(dynamic_sampling=DynamicSampling(max_rounds=2))).collect(4)
     assert (batch.rounds, batch.resampled) == (2, 6)
-    assert places(batch) == [1, 0, 2, 3], "the group with a signal first, then the oldest without"
-    assert batch.live.tolist() == [True, False, False, False]
+    assert places(batch) == [0, 2, 3, 1], "the group with a signal, and the oldest without"
+    assert batch.live.tolist() == [False, False, False, True], "ranks exchange gradients in the last forward pass"
+
+
+def test_updates_fill_up_one_after_the_other_and_each_ends_with_a_signal():
+    script = [0, 2, 0, 2, 2] + [0] * 7
+    batch = collector(script, GRPO(dynamic_sampling=DynamicSampling(max_rounds=1)), num_updates=3).collect(6)
+    assert places(batch) == [1, 3, 0, 4, 2, 5]
+    assert batch.live.tolist() == [True, True, False, True, False, False]
 
 
 def test_an_all_correct_group_is_a_signal_to_progrpo_only():
