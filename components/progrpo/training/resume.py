@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from progrpo.config import Arm, CheckpointingConfig, TrainConfig
 from progrpo.errors import StateError, StorageError
@@ -104,7 +106,8 @@ class Resume:
             return  # not one step was finished
         step, place, heldout = self._reached
         state = training_state(self._trainer)
-        places = gather_object([place])
+        # Off the GPU first: a tensor of another rank would come back on that rank's GPU, in this process.
+        places = gather_object([tree_map_only(Tensor, lambda tensor: tensor.cpu(), place)])
         if self._store is None:
             return
 

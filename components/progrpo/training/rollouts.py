@@ -8,6 +8,7 @@ Suffixes: P groups, G completions of a group.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -130,7 +131,8 @@ def _mean_logprobs(groups: Sequence[Group]) -> Tensor:
 
 def _mean(values: Sequence[float] | None) -> float:
     assert values is not None, "rollout engines report log-probabilities"
-    return sum(values) / max(len(values), 1)
+    known = [value for value in values if not math.isnan(value)]  # vLLM leaves some out
+    return sum(known) / max(len(known), 1)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ import torch
 from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
@@ -295,7 +296,8 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         for name, values_B in columns.items():
             self._log(f"arm/{name}", self._mean_over_ranks(values_B[live_B]))
             column = self.rollouts.setdefault(name, [float("nan")] * len(self.rollouts["group"]))
-            for row, value in zip(rows["row"].tolist(), values_B.tolist(), strict=True):
+            # A row that only fills up has no tokens here, and so no confidence.
+            for row, value in zip(rows["row"][live_B].tolist(), values_B[live_B].tolist(), strict=True):
                 column[row] = value
         self._log("arm/gated_frac", self._mean_over_ranks(gate_B[live_B].float()))
 
@@ -403,7 +405,9 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         """Stand where :meth:`position` was taken."""
         self._step = position["step"]
         self.collector.stream.position = position["stream"]
-        self._buffered_inputs, self.rollouts = position["buffer"], position["rollouts"]
+        device = self.accelerator.device  # saved state comes back on the CPU
+        self._buffered_inputs = tree_map_only(Tensor, lambda tensor: tensor.to(device), position["buffer"])
+        self.rollouts = position["rollouts"]
         self.steps_without_signal = position["steps_without_signal"]
         self.entropy_coef, self._last_world_entropy = position["entropy_coef"], position["last_entropy"]
         self.state.num_input_tokens_seen = position["num_tokens"]

@@ -4,7 +4,7 @@ answer, and with it each reward, can be read off the test."""
 import pytest
 import torch
 
-from progrpo.config import GRPO, DynamicSampling, ProGRPO, TrainConfig, method_of
+from progrpo.config import GRPO, DynamicSampling, ProGRPO, TrainConfig, Unlikeliness, method_of
 from progrpo.data.dataset import Problem
 from progrpo.generation.engine import Completion
 from progrpo.training.prompts import PromptStream
@@ -128,6 +128,15 @@ def test_unscored_completions_get_no_advantage(monkeypatch):
     assert (judgement.advantages[:, 3] == 0).all()
     assert not judgement.gate[:, 3].any()
     assert judgement.gate[:, :3].all()
+
+
+def test_a_log_probability_that_vllm_left_out_keeps_its_completion_in_the_ranking():
+    source = collector([4], Unlikeliness(beta=0.4))
+    logprobs = [(-0.1, float("nan")), (-0.2, -0.2), (-0.3, -0.3), (-0.4, -0.4)]
+    source.engine.sample = lambda prompts, keys: [
+        Completion((int(True), 9), "stop", logprobs[number]) for _, number in keys
+    ]
+    assert source.collect(1).judgement.rewards.tolist() == [pytest.approx([0.7, 0.8, 0.9, 1.0])]
 
 
 def test_the_stream_takes_every_problem_once_an_epoch_and_knows_its_place():

@@ -207,6 +207,39 @@ def test_confidences_are_those_of_a_plain_recomputation(make_trainer, temperatur
         assert shift == pytest.approx((c_q - c_o) if gate[i] else 0.0, abs=1e-6)
 
 
+def test_rows_that_only_fill_up_have_no_confidence(make_trainer):
+    """A rank with fewer groups than another trains on some without a signal, their tokens masked."""
+    trainer = make_trainer(ProGRPO(alpha=1.0), steps=1)
+    keep_only(trainer, [False, True, True, True])
+    select = trainer._rows_to_train_on
+
+    def as_with_another_rank(inputs):
+        rows = select(inputs)
+        mask = inputs["completion_mask"] * inputs["live"][:, None]
+        return None if rows is None else inputs | {"completion_mask": mask}
+
+    trainer._rows_to_train_on = as_with_another_rank
+    run(trainer)
+    known = [not math.isnan(value) for value in trainer.rollouts["answer_confidence"]]
+    assert known == trainer.rollouts["live"]
+
+
+def test_buffered_rollouts_come_back_to_the_device(make_trainer):
+    trainer = make_trainer(GRPO(), updates_per_rollout=2, prompts_per_step=2)
+    trainer.args.max_steps = 1
+    run(trainer)
+    position = trainer.position()
+    assert position["buffer"] is not None
+
+    class Elsewhere:
+        device = torch.device("meta")
+
+    trainer.accelerator = Elsewhere()
+    trainer.go_to(position)
+    devices = {value.device.type for slice_ in trainer._buffered_inputs for value in slice_.values()}
+    assert devices == {"meta"}
+
+
 def test_group_mean_recentres_the_group(make_trainer):
     trainer = make_trainer(ProGRPO(alpha=1.0, prompt_confidence="group_mean"), steps=1)
     run(trainer)
