@@ -20,13 +20,17 @@ from typing import Any
 
 CASES: dict[str, dict[str, Any]] = {
     "embedded, 0.7M": {"train": {"prompts_per_step": 16, "group_size": 16, "max_completion_tokens": 8}},
-    "32M": {"model": "llama", "train": {}},
-    "32M, micro-batches": {"model": "llama", "train": {"micro_batch_size": 4}},
-    "32M, checkpointing": {"model": "llama", "train": {"gradient_checkpointing": True}},
-    "32M, longer": {"model": "llama", "train": {"max_completion_tokens": 256}},
-    "32M, KL": {"model": "llama", "train": {"loss": {"kl_beta": 0.01}, "micro_batch_size": 4}},
-    "32M, bfloat16": {"model": "llama", "train": {"dtype": "bfloat16"}},
-    "61M, V=32768": {"model": "llama", "vocab": 32768, "layers": 12, "train": {"micro_batch_size": 8}},
+    "28M": {"model": "llama", "train": {}},
+    "28M, micro-batches": {"model": "llama", "train": {"micro_batch_size": 4}},
+    "28M, checkpointing": {"model": "llama", "train": {"gradient_checkpointing": True}},
+    "28M, longer": {"model": "llama", "train": {"max_completion_tokens": 256}},
+    "28M, KL": {"model": "llama", "train": {"loss": {"kl_beta": 0.01}, "micro_batch_size": 4}},
+    "28M, many short": {
+        "model": "llama",
+        "train": {"prompts_per_step": 16, "group_size": 16, "max_completion_tokens": 16, "micro_batch_size": 4},
+    },
+    "28M, bfloat16": {"model": "llama", "train": {"dtype": "bfloat16"}},
+    "52M, V=32768": {"model": "llama", "vocab": 32768, "layers": 12, "train": {"micro_batch_size": 8}},
 }
 DEFAULTS = {"steps": 2, "prompts_per_step": 4, "group_size": 4, "max_completion_tokens": 128, "device": "cpu"}
 PROMPT_WORDS = 120

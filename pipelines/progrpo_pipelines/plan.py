@@ -283,11 +283,18 @@ def _problems(parameters: EvaluatePipeline, directory: Path, plan: Plan) -> tupl
 def _check_evaluation(plan: Plan, evaluation: EvaluateConfig, prompt_tokens: int) -> None:
     assert plan.model is not None  # noqa: S101
     device = plan.device
-    plan.evaluation = estimate_evaluation(plan.model, evaluation, on_gpu=device.is_gpu, prompt_tokens=prompt_tokens)
+    plan.evaluation = estimate_evaluation(
+        plan.model,
+        evaluation,
+        on_gpu=device.is_gpu,
+        prompt_tokens=prompt_tokens,
+        device_bytes=device.num_bytes,
+    )
     if device.num_bytes is not None and (peak := sum(plan.evaluation.values())) > device.num_bytes:
         plan.findings.warn(
             f"evaluation: about {readable_size(peak)} are needed, and the device has "
-            f"{readable_size(device.num_bytes)}. Lower evaluation.batch_size (now {evaluation.batch_size})"
+            f"{readable_size(device.num_bytes)}. Lower evaluation.batch_size (now {evaluation.batch_size}) or "
+            f"evaluation.max_completion_tokens"
         )
 
 

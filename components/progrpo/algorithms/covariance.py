@@ -72,7 +72,7 @@ def clip_cov_mask(
     """Draw the tokens that lose their gradient under Clip-Cov.
 
     A random ``floor(clip_frac n)``, at least 1, of the tokens with ``cov_low < cov < cov_high``, or all of those if
-    they are fewer (arXiv:2505.22617). The loss of a drawn token is 0, its place in the mean stays.
+    they are fewer (arXiv:2505.22617). A drawn token gets no gradient, its place in the mean stays.
 
     Args:
         cov_BT: [B, T] from :func:`token_covariance`.

@@ -360,7 +360,7 @@ def _hover_text(problem_id: str, prompt: str | None) -> str:
 
 def success_rates(evaluations: Sequence[Evaluation]) -> Floats:
     """Return the fraction of correct completions of each problem [P], over all seeds of an arm."""
-    rates: Floats = np.mean([e.num_correct_P / e.summary.num_samples for e in evaluations], axis=0)
+    rates: Floats = np.mean([e.table.num_correct_P / e.table.num_samples for e in evaluations], axis=0)
     return rates
 
 

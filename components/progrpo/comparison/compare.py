@@ -16,13 +16,14 @@ from progrpo.comparison.exports import csv_table, latex_table
 from progrpo.comparison.gate import check_gate, judge
 from progrpo.comparison.pngs import write_pngs
 from progrpo.comparison.report import render_report
-from progrpo.comparison.result import COMPARISON_NAME, GATE_NAME, ArmDifference, Comparison
+from progrpo.comparison.result import COMPARISON_NAME, GATE_NAME, Comparison
 from progrpo.comparison.sources import Evaluation, Training, read_evaluation, read_training
 from progrpo.comparison.statistics import estimate_arm, subtract
 from progrpo.comparison.tables import markdown_summary
 from progrpo.config import START, CompareConfig
+from progrpo.evaluation.summary import metric_names
 from progrpo.manifest import MANIFEST_NAME, Manifest, write_manifest
-from progrpo.metrics import Progress
+from progrpo.metrics import Progress, pass_at
 
 REPORT_NAME, SUMMARY_NAME = "report.html", "summary.md"
 
@@ -104,9 +105,10 @@ def _estimate(
     first = everything[0].summary
     # Only the k that every evaluation reports; each could be computed, but a reader asked for these.
     ks = sorted(set.intersection(*(set(e.summary.ks) for e in everything))) or sorted({1, first.num_samples})
+    names = _metric_names(everything, ks)
     arms = []
     for of_arm in by_arm.values():
-        arms.append(estimate_arm(of_arm, trainings, ks, config))
+        arms.append(estimate_arm(of_arm, trainings, ks, names, config))
         progress.update(len(arms), len(by_arm))
     baseline = by_arm[config.baseline]
     differing = protocol_differences(everything)
@@ -122,17 +124,22 @@ def _estimate(
         protocol_differences=tuple(differing),
         arms=tuple(arms),
         differences=tuple(
-            subtract(by_arm[arm], baseline, ks, config)
+            subtract(by_arm[arm], baseline, ks, names, config)
             for arm in sorted(by_arm, key=lambda arm: arm == START)  # stable: start last
             if arm != config.baseline
         ),
-        gains=_gains(config, by_arm, ks),
+        gains=tuple(
+            subtract(by_arm[arm], by_arm[START], ks, names, config)
+            for arm in by_arm
+            if START in by_arm and arm != START
+        ),
         warnings=tuple(find_warnings(everything, trainings)),
         gate=judge(config, by_arm, ["the arms were measured in different ways"] if differing else []),
     )
 
 
-def _gains(config: CompareConfig, by_arm: dict[str, list[Evaluation]], ks: Sequence[int]) -> tuple[ArmDifference, ...]:
-    if START not in by_arm:
-        return ()
-    return tuple(subtract(by_arm[arm], by_arm[START], ks, config) for arm in by_arm if arm != START)
+def _metric_names(evaluations: Sequence[Evaluation], ks: Sequence[int]) -> list[str]:
+    """Return the metrics that every evaluation reports, Pass@k at every k first."""
+    defined = set.intersection(*(set(evaluation.summary.metrics) for evaluation in evaluations))
+    reported = [name for name in metric_names(ks) if name in defined]
+    return list(dict.fromkeys([*map(pass_at, ks), *reported]))

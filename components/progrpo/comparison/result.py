@@ -11,7 +11,6 @@ from progrpo import __version__
 from progrpo.config import Outcome
 from progrpo.errors import ComparisonError
 from progrpo.manifest import read_manifest
-from progrpo.metrics import pass_at
 
 COMPARISON_NAME, GATE_NAME = "comparison.json", "gate.json"
 SCHEMA_VERSION = 1
@@ -48,7 +47,6 @@ class SeedResult(_Frozen):
 
     seed: int | None = Field(description="None: the checkpoint before training")
     metrics: dict[str, float]
-    further: dict[str, Estimate] = Field(description="metrics of evaluation.json beyond those, over its problems alone")
     train_wall_time_s: float | None
     train_gpu_hours: float | None = Field(description="GPUs held x wall time; None: not known, or trained on a CPU")
     eval_wall_time_s: float
@@ -85,12 +83,22 @@ class ArmResult(_Frozen):
         return tuple(result.seed for result in self.per_seed if result.seed is not None)
 
 
+class PowerNote(_Frozen):
+    """What this comparison could have resolved of one metric, and what would resolve the difference it saw."""
+
+    power: float = Field(description="probability to resolve, that of the other fields")
+    detectable: float = Field(description="smallest true difference that is resolved, in the metric's unit")
+    problems_needed: int | None = Field(description="with these seeds; None: no number is enough")
+    seeds_needed: int | None = Field(description="of each arm, with these problems; None: none is enough or not known")
+
+
 class ArmDifference(_Frozen):
     """One arm minus the baseline, metric by metric."""
 
     arm: str
     metrics: dict[str, Difference]
     curve: tuple[CurvePoint, ...] = Field(description="of Pass@k, at the k of the arm's own curve")
+    power: dict[str, PowerNote] = Field(description="of the smallest and the largest k and of entropy")
     superiority: Estimate = Field(
         description="probability that the arm solves a problem more often than the baseline, ties counting half"
     )
@@ -161,16 +169,7 @@ class Comparison(_Frozen):
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Every metric, Pass@k first, in the order in which tables show them."""
-        return (*map(pass_at, self.ks), *OTHER_METRICS)
-
-
-OTHER_METRICS = (
-    "eval/entropy",
-    "eval/sampled_nll",
-    "eval/distinct_correct",
-    "eval/completion_tokens",
-    "eval/truncated_frac",
-)
+        return tuple(self.arms[0].metrics)
 
 
 def read_comparison(directory: Path) -> Comparison:

@@ -1,6 +1,6 @@
 """Reading what is compared: evaluations and, optionally, the training runs behind them.
 
-Dimensions: P problems, sorted by id.
+Dimensions: P problems, in the order of the dataset.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from progrpo.config import ARM_NAME, START
 from progrpo.errors import ComparisonError, ManifestError
+from progrpo.evaluation.table import ProblemTable, read_table
 from progrpo.manifest import MANIFEST_NAME, read_manifest, sha256_file
 from progrpo.metrics import read_jsonl
 
-_SCHEMA_VERSIONS = (1, 2)  # 2 adds curves, calibration and metrics
+_SCHEMA_VERSION = 2
 _ROWS_A_BATCH = 1024  # of completions, which may be long
-Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
@@ -90,19 +90,18 @@ class EvaluationSummary(_Part):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation artifact, its completions counted problem by problem."""
+    """One evaluation artifact, its completions summed up problem by problem."""
 
     directory: Path
     summary: EvaluationSummary
     digest: str
     config: dict[str, Any]
-    problem_ids: tuple[str, ...]
-    num_correct_P: Counts
-    distinct_correct_P: Counts
-    num_tokens_P: Counts
-    num_truncated_P: Counts
-    entropy_sum_P: Floats  # nats, summed over the tokens of a problem's completions
-    nll_sum_P: Floats
+    table: ProblemTable
+
+    @property
+    def problem_ids(self) -> tuple[str, ...]:
+        """The problems, in the order of the dataset."""
+        return self.table.problem_ids
 
     @property
     def arm(self) -> str:
@@ -145,7 +144,7 @@ def read_evaluation(directory: Path) -> Evaluation:
 
     Raises:
         ManifestError: the artifact is not finished or was changed.
-        ComparisonError: its files disagree.
+        ComparisonError, DataError: its files disagree, or are not of this version.
     """
     manifest = read_manifest(directory, "evaluation")
     path = directory / "evaluation.json"
@@ -157,75 +156,22 @@ def read_evaluation(directory: Path) -> Evaluation:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise ComparisonError(f"{path} is not an evaluation: {where}: {first['msg']}. Evaluate again.") from None
-    if summary.schema_version not in _SCHEMA_VERSIONS:
-        known = " or ".join(map(str, _SCHEMA_VERSIONS))
-        raise ComparisonError(f"{path} has schema version {summary.schema_version}, needed is {known}. Evaluate again.")
+    if summary.schema_version != _SCHEMA_VERSION:
+        raise ComparisonError(
+            f"{path} has schema version {summary.schema_version}, {_SCHEMA_VERSION} is needed. Evaluate again."
+        )
     if (summary.arm == START) != (summary.seed is None):
         raise ComparisonError(
             f"{path}: arm {summary.arm!r} with seed {summary.seed}. A trained arm has a seed and {START!r}, "
             f"the checkpoint before training, has none. Evaluate again with the right arm and seed."
         )
-    return Evaluation(directory, summary, manifest.digest, manifest.config, **_count(directory, summary))
-
-
-def _count(directory: Path, summary: EvaluationSummary) -> dict[str, Any]:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    path = directory / "samples.parquet"
-    columns = ["problem_id", "answer", "correct", "num_tokens", "logprob_sum", "entropy_sum", "finish_reason"]
-    try:
-        table = pq.read_table(path, columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        raise ComparisonError(f"{path} cannot be read with the columns {', '.join(columns)}: {error}") from None
-    # Wrong completions become null, which count_distinct leaves out; a correct one without an answer still counts.
-    answers = pc.coalesce(table["answer"].cast(pa.string()), pa.scalar(""))
-    answers = pc.if_else(table["correct"], answers, pa.scalar(None, pa.string()))
-    table = table.append_column("correct_answer", answers)
-    table = table.append_column("truncated", pc.equal(table["finish_reason"], "length"))
-    for name in ("logprob_sum", "entropy_sum"):  # float32 sums would lose digits over many completions
-        table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(pa.float64()))
-    problems = (
-        table.group_by("problem_id")
-        .aggregate(
-            [
-                ("correct", "count"),
-                ("correct", "sum"),
-                ("correct_answer", "count_distinct"),
-                ("num_tokens", "sum"),
-                ("truncated", "sum"),
-                ("entropy_sum", "sum"),
-                ("logprob_sum", "sum"),
-            ]
-        )
-        .sort_by("problem_id")
-    )
-    for problem_id, count in zip(
-        problems["problem_id"].to_pylist(), problems["correct_count"].to_pylist(), strict=True
-    ):
-        if count != summary.num_samples:
-            raise ComparisonError(
-                f"{path} has {count} completions of problem {problem_id!r}, evaluation.json says "
-                f"{summary.num_samples}. Evaluate again."
-            )
-    if problems.num_rows != summary.num_problems:
+    table = read_table(directory)
+    if (len(table.problem_ids), table.num_samples) != (summary.num_problems, summary.num_samples):
         raise ComparisonError(
-            f"{path} has {problems.num_rows} problems, evaluation.json says {summary.num_problems}. Evaluate again."
+            f"{directory / 'samples.parquet'} has {len(table.problem_ids)} problems and {table.num_samples} "
+            f"completions of each, {path.name} says {summary.num_problems} and {summary.num_samples}. Evaluate again."
         )
-
-    def column(name: str) -> Any:
-        return problems[name].to_numpy()
-
-    return {
-        "problem_ids": tuple(problems["problem_id"].to_pylist()),
-        "num_correct_P": column("correct_sum").astype(np.int64),
-        "distinct_correct_P": column("correct_answer_count_distinct").astype(np.int64),
-        "num_tokens_P": column("num_tokens_sum").astype(np.int64),
-        "num_truncated_P": column("truncated_sum").astype(np.int64),
-        "entropy_sum_P": column("entropy_sum_sum"),
-        "nll_sum_P": -column("logprob_sum_sum"),
-    }
+    return Evaluation(directory, summary, manifest.digest, manifest.config, table)
 
 
 def iterate_samples(directory: Path, columns: Sequence[str], problem_ids: Sequence[str]) -> Iterator[dict[str, Any]]:

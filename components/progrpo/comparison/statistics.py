@@ -1,50 +1,51 @@
-"""From counted completions to estimates: per arm, per seed, and of every arm against the baseline.
+"""From tables of completions to estimates: per arm, per seed, and of every arm against the baseline.
 
-Every metric is a sum over problems divided by another one, pooled over seeds: a mean over problems for Pass@k and
-distinct correct answers, a mean over tokens for entropy and negative log-likelihood, a mean over completions for
-length and truncation. Intervals come from :mod:`progrpo.evaluation.bootstrap`.
+Every metric is a sum over problems divided by another one (:mod:`progrpo.evaluation.table`), pooled over seeds.
+Intervals come from :mod:`progrpo.evaluation.bootstrap`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any
 
 import numpy as np
 
 from progrpo.comparison.result import (
-    OTHER_METRICS,
     ArmDifference,
     ArmResult,
     CurvePoint,
     Difference,
     Estimate,
+    PowerNote,
     SeedResult,
     WallTime,
 )
 from progrpo.comparison.sources import Evaluation, Floats, Training
 from progrpo.config import CompareConfig
-from progrpo.errors import ComparisonError
 from progrpo.evaluation.bootstrap import (
+    Bootstrap,
+    Bounds,
     Curve,
+    Term,
     bootstrap_curve,
     bootstrap_curve_difference,
     bootstrap_difference,
-    bootstrap_hierarchical,
+    bootstrap_terms,
     probability_of_superiority,
+    spread,
 )
-from progrpo.evaluation.pass_at_k import pass_at_k
+from progrpo.evaluation.power import power_note
+from progrpo.evaluation.table import MetricValues, curve_ks
 from progrpo.metrics import pass_at
-
-_ALL_K_UP_TO = 64
-_STEPS_BEYOND = 32
 
 
 def estimate_arm(
     evaluations: Sequence[Evaluation],
     trainings: Mapping[tuple[str, int], Training],
     ks: Sequence[int],
+    names: Sequence[str],
     config: CompareConfig,
 ) -> ArmResult:
     """Estimate every metric of one arm, with intervals over seeds and problems.
@@ -52,7 +53,8 @@ def estimate_arm(
     Args:
         evaluations: of this arm, one a seed.
         trainings: runs by arm and seed, those that were given.
-        ks: the k that are reported as metrics.
+        ks: the k of Pass@k that are reported as metrics.
+        names: every metric that is reported, Pass@k first.
         config: level, resamples and seed of the bootstrap.
     """
     first = evaluations[0].summary
@@ -62,7 +64,8 @@ def estimate_arm(
     )
     points = {point.k: point for point in _points(at, curve)}
     metrics = {pass_at(k): Estimate(value=points[k].value, low=points[k].low, high=points[k].high) for k in ks}
-    metrics.update({name: _estimate(evaluations, name, config) for name in OTHER_METRICS})
+    others = [name for name in names if name not in metrics]
+    metrics |= _estimates([_term(1.0, evaluations, others)], others, _bounds(evaluations, others), config)
     runs = [trainings.get((e.arm, e.seed)) if e.seed is not None else None for e in evaluations]
     per_seed = tuple(_seed_result(e, run, tuple(metrics)) for e, run in zip(evaluations, runs, strict=True))
     return ArmResult(
@@ -77,7 +80,11 @@ def estimate_arm(
 
 
 def subtract(
-    arm: Sequence[Evaluation], baseline: Sequence[Evaluation], ks: Sequence[int], config: CompareConfig
+    arm: Sequence[Evaluation],
+    baseline: Sequence[Evaluation],
+    ks: Sequence[int],
+    names: Sequence[str],
+    config: CompareConfig,
 ) -> ArmDifference:
     """Estimate ``arm - baseline`` for every metric, paired by problem; resolved where the interval excludes 0."""
     at = _curve_ks(arm, ks)
@@ -89,75 +96,34 @@ def subtract(
     )
     points = {point.k: point for point in _points(at, curve)}
     metrics = {pass_at(k): _difference(points[k]) for k in ks}
-    metrics.update({name: _difference(contrast(arm, baseline, name, config)) for name in OTHER_METRICS})
+    others = [name for name in names if name not in metrics]
+    spreads = [spread(each) for each in _bounds(arm, others)]
+    terms = [_term(1.0, arm, others), _term(-1.0, baseline, others)]
+    metrics |= {name: _difference(each) for name, each in _estimates(terms, others, spreads, config).items()}
     superiority = probability_of_superiority(
-        [metric_values(evaluation, pass_at(1)).numerators_P for evaluation in arm],
-        [metric_values(evaluation, pass_at(1)).numerators_P for evaluation in baseline],
+        [evaluation.table.values(pass_at(1)).numerators for evaluation in arm],
+        [evaluation.table.values(pass_at(1)).numerators for evaluation in baseline],
         **_bootstrap(config),
     )
     return ArmDifference(
         arm=arm[0].arm,
         metrics=metrics,
         curve=tuple(points.values()),
+        power={
+            name: _power(arm, baseline, name, config)
+            for name in (*dict.fromkeys(map(pass_at, (ks[0], ks[-1]))), "eval/entropy")
+        },
         superiority=Estimate(value=superiority.value, low=superiority.low, high=superiority.high),
     )
 
 
-class MetricValues(NamedTuple):
-    """Numerators and denominators (None: all 1) of each problem, [P], and the least and greatest ratio there can be."""
-
-    numerators_P: Floats
-    denominators_P: Floats | None
-    bounds: tuple[float, float] | None
-
-
-def metric_values(evaluation: Evaluation, name: str) -> MetricValues:
-    """Return what a metric is made of.
-
-    Args:
-        evaluation: one evaluation.
-        name: a key of :data:`progrpo.metrics.EVAL_METRICS`, with k filled in.
-
-    Raises:
-        ComparisonError: a metric that is not one of those compared.
-    """
-    num_samples = evaluation.summary.num_samples
-    if name.startswith(pass_prefix := "eval/pass_at_"):
-        k = int(name.removeprefix(pass_prefix))
-        return MetricValues(pass_at_k(num_samples, evaluation.num_correct_P, k), None, (0.0, 1.0))
-    samples_P = np.full(len(evaluation.problem_ids), num_samples, dtype=np.float64)
-    tokens_P = evaluation.num_tokens_P.astype(np.float64)
-    values = {
-        "eval/entropy": MetricValues(evaluation.entropy_sum_P, tokens_P, None),
-        "eval/sampled_nll": MetricValues(evaluation.nll_sum_P, tokens_P, None),
-        "eval/distinct_correct": MetricValues(
-            evaluation.distinct_correct_P.astype(np.float64), None, (0.0, float(num_samples))
-        ),
-        "eval/completion_tokens": MetricValues(tokens_P, samples_P, None),
-        "eval/truncated_frac": MetricValues(evaluation.num_truncated_P.astype(np.float64), samples_P, (0.0, 1.0)),
-    }
-    if name not in values:
-        raise ComparisonError(
-            f"{name} is not compared between arms; allowed are eval/pass_at_{{k}}, {', '.join(values)}. It is in the "
-            f"report as each evaluation measured it."
-        )
-    return values[name]
-
-
-def curve_ks(num_samples: int) -> list[int]:
-    """The k of the plotted curve: each up to 64, beyond that enough for a smooth line, and n itself."""
-    dense = range(1, min(num_samples, _ALL_K_UP_TO) + 1)
-    sparse = np.geomspace(_ALL_K_UP_TO, num_samples, _STEPS_BEYOND) if num_samples > _ALL_K_UP_TO else ()
-    return sorted({*dense, *(round(k) for k in sparse)})
-
-
 def _curve_ks(evaluations: Sequence[Evaluation], ks: Sequence[int]) -> list[int]:
-    return sorted({*curve_ks(evaluations[0].summary.num_samples), *ks})
+    return sorted({*curve_ks(evaluations[0].table.num_samples), *ks})
 
 
 def _pass_at_ks(evaluation: Evaluation, ks: Sequence[int]) -> Floats:
     """Return Pass@k of each problem at each k, [P, K]."""
-    return np.stack([metric_values(evaluation, pass_at(k)).numerators_P for k in ks], axis=1)
+    return evaluation.table.curve("pass_at_k", ks).numerators
 
 
 def _points(ks: Sequence[int], curve: Curve) -> Iterator[CurvePoint]:
@@ -166,23 +132,47 @@ def _points(ks: Sequence[int], curve: Curve) -> Iterator[CurvePoint]:
         yield CurvePoint(k=k, **{name: float(getattr(curve, name)[i]) for name in names})
 
 
-class _Bootstrap(TypedDict):
-    num_resamples: int
-    level: float
-    seed: int
-
-
-def _bootstrap(config: CompareConfig) -> _Bootstrap:
-    return _Bootstrap(num_resamples=config.num_resamples, level=config.level, seed=config.seed)
-
-
-def _estimate(evaluations: Sequence[Evaluation], name: str, config: CompareConfig) -> Estimate:
-    parts = [metric_values(evaluation, name) for evaluation in evaluations]
-    denominators = [part.denominators_P for part in parts if part.denominators_P is not None]
-    interval = bootstrap_hierarchical(
-        [part.numerators_P for part in parts], denominators or None, bounds=parts[0].bounds, **_bootstrap(config)
+def _power(arm: Sequence[Evaluation], baseline: Sequence[Evaluation], name: str, config: CompareConfig) -> PowerNote:
+    sides = ([evaluation.table.values(name) for evaluation in side] for side in (arm, baseline))
+    pairs = [[(values.numerators, values.denominators) for values in side] for side in sides]
+    bounds = arm[0].table.values(name).bounds
+    note = power_note(pairs[0], pairs[1], bounds=bounds, **_bootstrap(config))
+    return PowerNote(
+        power=note.power,
+        detectable=note.detectable,
+        problems_needed=note.problems_needed,
+        seeds_needed=note.seeds_needed,
     )
-    return Estimate(value=interval.value, low=interval.low, high=interval.high)
+
+
+def _bootstrap(config: CompareConfig) -> Bootstrap:
+    return Bootstrap(num_resamples=config.num_resamples, level=config.level, seed=config.seed)
+
+
+def _estimates(
+    terms: Sequence[Term], names: Sequence[str], bounds: Sequence[Bounds | None], config: CompareConfig
+) -> dict[str, Estimate]:
+    """Estimate many metrics from one resampling."""
+    curve = bootstrap_terms(terms, bounds, **_bootstrap(config))
+    return {
+        name: Estimate(value=float(curve.value[i]), low=float(curve.low[i]), high=float(curve.high[i]))
+        for i, name in enumerate(names)
+    }
+
+
+def _term(sign: float, evaluations: Sequence[Evaluation], names: Sequence[str]) -> Term:
+    values = [[evaluation.table.values(name) for name in names] for evaluation in evaluations]
+    num_SPK = np.stack([np.stack([each.numerators for each in row], axis=1) for row in values])
+    den_SPK = np.stack([np.stack([_denominators(each) for each in row], axis=1) for row in values])
+    return Term(sign, num_SPK, den_SPK)
+
+
+def _denominators(values: MetricValues) -> Floats:
+    return np.ones(len(values.numerators)) if values.denominators is None else values.denominators
+
+
+def _bounds(evaluations: Sequence[Evaluation], names: Sequence[str]) -> list[Bounds | None]:
+    return [evaluations[0].table.values(name).bounds for name in names]
 
 
 def contrast(
@@ -193,13 +183,13 @@ def contrast(
     With a fraction below 1 this asks how much of the other's value the arm keeps, without dividing by an estimate that
     may be near 0.
     """
-    arms, others = ([metric_values(evaluation, name) for evaluation in side] for side in (arm, other))
+    arms, others = ([evaluation.table.values(name) for evaluation in side] for side in (arm, other))
     bounds = arms[0].bounds
     if bounds is not None:
         bounds = (min(bounds[0], fraction * bounds[0]), max(bounds[1], fraction * bounds[1]))
     interval = bootstrap_difference(
-        [(values.numerators_P, values.denominators_P) for values in arms],
-        [(fraction * values.numerators_P, values.denominators_P) for values in others],
+        [(values.numerators, values.denominators) for values in arms],
+        [(fraction * values.numerators, values.denominators) for values in others],
         bounds=bounds,
         **_bootstrap(config),
     )
@@ -217,11 +207,9 @@ def _difference(estimate: Estimate) -> Difference:
 
 def point_estimate(evaluations: Sequence[Evaluation], name: str) -> float:
     """Return the value of a metric, pooled over the seeds of an arm."""
-    parts = [metric_values(evaluation, name) for evaluation in evaluations]
-    total = sum(
-        len(values.numerators_P) if values.denominators_P is None else values.denominators_P.sum() for values in parts
-    )
-    return float(sum(values.numerators_P.sum() for values in parts) / total)
+    parts = [evaluation.table.values(name) for evaluation in evaluations]
+    total = sum(_denominators(values).sum() for values in parts)
+    return float(sum(values.numerators.sum() for values in parts) / total)
 
 
 def _seed_result(evaluation: Evaluation, training: Training | None, metrics: Sequence[str]) -> SeedResult:
@@ -234,11 +222,6 @@ def _seed_result(evaluation: Evaluation, training: Training | None, metrics: Seq
     return SeedResult(
         seed=evaluation.seed,
         metrics=values,
-        further={
-            name: Estimate(value=measured.value, low=measured.low, high=measured.high)
-            for name, measured in summary.metrics.items()
-            if name not in values
-        },
         train_wall_time_s=train_wall_time_s,
         train_gpu_hours=_gpu_hours(train_wall_time_s, metadata),
         eval_wall_time_s=summary.eval_wall_time_s,

@@ -104,6 +104,25 @@ def band_words(difference: ArmDifference, baseline: str) -> str:
     return f"{difference.arm} is {' and '.join(parts) or f'not resolved against {baseline} at any k'}."
 
 
+def power_sentences(difference: ArmDifference, num_problems: int) -> list[str]:
+    """Say of the headline's metrics what could have been resolved, and what would resolve the difference seen."""
+    sentences = []
+    for name, note in difference.power.items():
+        size = f"{number(name, note.detectable)} {unit(name)}".rstrip()
+        short, seen = label(name).partition(" (")[0], difference.metrics[name]
+        text = f"{short}: true differences under {size} are resolved in less than {note.power:.0%}"
+        enough = note.problems_needed is not None and note.problems_needed <= num_problems
+        if seen.value and not seen.resolved and not enough:
+            needed = [
+                f"about {count:,} {what}"
+                for count, what in ((note.problems_needed, "problems"), (note.seeds_needed, "training seeds an arm"))
+                if count is not None
+            ]
+            text += f"; one as large as seen takes {' or '.join(needed) or 'more problems and more seeds'}"
+        sentences.append(f"{text}.")
+    return sentences
+
+
 def _difference_phrase(name: str, difference: Difference) -> str:
     cell = difference_cell(name, difference)
     outcome = RESOLVED if difference.resolved else f"{NOT_RESOLVED} (the interval includes 0)"
@@ -132,6 +151,10 @@ def markdown_summary(comparison: Comparison) -> str:
             for name, value in d.metrics.items()
         ]
         lines += ["", *_markdown_table(["Arm", "Metric", f"Arm minus {comparison.baseline}", "Verdict"], rows)]
+        for difference in comparison.differences:
+            if difference.arm != START:
+                note = " ".join(power_sentences(difference, comparison.num_problems))
+                lines += ["", f"{difference.arm} minus {comparison.baseline}, of studies like this one. {note}"]
     lines += ["", f"{_basis(comparison)}"]
     return "\n".join(lines) + "\n"
 
@@ -176,11 +199,6 @@ def meaning(name: str) -> str:
     """Return a metric's definition; empty for one that this version does not know."""
     numbered = f"{name.rpartition('_')[0]}_{{k}}"
     return EVAL_METRICS.get(name) or EVAL_METRICS.get(numbered, "")
-
-
-def further_metrics(comparison: Comparison) -> list[str]:
-    """Return the metrics that evaluations report beyond those that are compared, in the order in which they come."""
-    return list(dict.fromkeys(name for arm in comparison.arms for seed in arm.per_seed for name in seed.further))
 
 
 def number(name: str, value: float) -> str:

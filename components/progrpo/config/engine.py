@@ -13,7 +13,9 @@ class TransformersEngineConfig(Config):
     """Sample with transformers: anywhere torch runs, the engine of choice on a CPU."""
 
     type: Literal["transformers"] = "transformers"
-    batch_size: int | None = Field(None, ge=1, description="completions generated at a time; absent: all of a step")
+    batch_size: int | None = Field(
+        None, ge=1, description="completions generated at a time; absent: all of a batch of rollouts or measurement"
+    )
 
 
 class VLLMEngineConfig(Config):

@@ -45,6 +45,8 @@ class Heldout:
         self.best = -1.0
         """Best pass@1 so far."""
         self._since_best = 0
+        self.stop_reason: str | None = None
+        """Why training should stop after the last measurement, if it should."""
 
     def measure(self) -> dict[str, float]:
         """Sample and verify; every rank must call it, and gets the same numbers."""
@@ -100,8 +102,17 @@ class Heldout:
             sums += (entropies_BT.float() * mask_BT[:, -right:]).sum(dim=1).tolist()
         return sums
 
+    @property
+    def improved(self) -> bool:
+        """Whether the last measurement's pass@1 is the best so far."""
+        return self._since_best == 0
+
     def take(self, metrics: dict[str, float]) -> str | None:
         """Take note of a measurement; return why training should stop, or None."""
+        self.stop_reason = self._judge(metrics)
+        return self.stop_reason
+
+    def _judge(self, metrics: dict[str, float]) -> str | None:
         entropy, rate = metrics[HELDOUT_ENTROPY], metrics[heldout_pass_at(1)]
         if self.start_entropy is None:
             self.start_entropy = entropy
@@ -119,8 +130,14 @@ class Heldout:
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs to know of the measurements so far."""
-        return {"start_entropy": self.start_entropy, "best": self.best, "since_best": self._since_best}
+        return {
+            "start_entropy": self.start_entropy,
+            "best": self.best,
+            "since_best": self._since_best,
+            "stop_reason": self.stop_reason,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state` returned."""
         self.start_entropy, self.best, self._since_best = state["start_entropy"], state["best"], state["since_best"]
+        self.stop_reason = state["stop_reason"]

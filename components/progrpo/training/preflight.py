@@ -125,23 +125,6 @@ def preflight(
     return findings
 
 
-def check_configuration(arm: Arm, config: TrainConfig, num_problems: int | None) -> None:
-    """Refuse what cannot work whatever the checkpoint.
-
-    Args:
-        arm: what is trained.
-        config: how.
-        num_problems: of the training split; None if that is not known yet.
-
-    Raises:
-        ConfigError: settings that contradict each other.
-        DataError: fewer training problems than a step needs.
-    """
-    findings = Findings()
-    check_settings([arm], config, findings, num_problems=num_problems)
-    findings.log_and_raise()
-
-
 def check_settings(
     arms: Sequence[Arm],
     train: TrainConfig,

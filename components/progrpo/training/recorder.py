@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from progrpo.config import TrainConfig
 from progrpo.errors import TrainingError
-from progrpo.metrics import MetricSink, Progress
+from progrpo.metrics import MetricSink, Progress, heldout_pass_at
 from progrpo.training.heldout import Heldout
 from progrpo.training.trainer import PolicyTrainer
 
@@ -91,9 +91,16 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers is untype
     # --- transformers' loop ------------------------------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Go to the resume point, if there is one; else measure the start."""
+        """Go to the resume point, if there is one; else measure the start.
+
+        Raises:
+            Finished: the point is of the last step, or of the one that training stopped at.
+        """
         if self._resume is not None and self._resume.restore(self._trainer, self._heldout):
             self._num_tokens = state.num_input_tokens_seen
+            self.stopped = self._heldout.stop_reason if self._heldout is not None else None
+            if self.stopped or state.global_step == self._config.steps:
+                raise Finished  # the loop would make one more step before it looks
         elif self._heldout is not None:
             self._write(0, self._measure(control))
         self._last = time.monotonic()
@@ -116,8 +123,10 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         metrics |= self._performance(state.num_input_tokens_seen)
         if config.log_rollouts_every and (step % config.log_rollouts_every == 0 or step == 1):
             self._keep_rollouts(step)
+        measured: dict[str, float] = {}
         if self._heldout is not None and (step % self._heldout.every == 0 or step == config.steps):
-            metrics |= self._measure(control)
+            measured = self._measure(control)
+        metrics |= measured
         self._write(step, metrics)
         for key in ("train/loss", "train/grad_norm"):
             if not math.isfinite(metrics[key]):
@@ -126,7 +135,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers is untype
                     f"{config.learning_rate:g}) or train.max_grad_norm (now {config.max_grad_norm:g})."
                 )
         if self._resume is not None:
-            self._resume.reached(step, self._trainer, self._heldout)
+            self._resume.reached(step, self._trainer, self._heldout, score=measured.get(heldout_pass_at(1)))
         self._updating = False
         self._stop_if_told()
         if self._resume is not None and self._resume.is_due(step):
@@ -202,6 +211,10 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers is untype
             told = accelerator.gather(told).max()
         if told:
             raise Stopped(int(told))
+
+
+class Finished(Exception):  # noqa: N818  # not an error
+    """A run that went on has no step left to make."""
 
 
 class Stopped(Exception):  # noqa: N818  # not an error

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from progrpo.config import Arm, CheckpointingConfig, TrainConfig
-from progrpo.errors import StorageError
+from progrpo.errors import StateError, StorageError
 from progrpo.training.distributed import load_training_state, training_state
 from progrpo.training.heldout import Heldout
 from progrpo.training.recorder import METRICS
@@ -67,7 +69,8 @@ class Resume:
         self._reached: tuple[int, dict[str, Any], dict[str, Any] | None] | None = None
         self._trainer: PolicyTrainer | None = None
         self._random_state: Any = None
-        self._best: float | None = None
+        self._score: float | None = None
+        self._is_best = False
         self._started = time.monotonic()
         self.previous_s = 0.0
         """Wall time that earlier attempts spent on the steps they finished, seconds."""
@@ -75,16 +78,24 @@ class Resume:
     # --- saving ------------------------------------------------------------------------------------------------------
 
     def is_due(self, step: int) -> bool:
-        """Whether a point should be saved after this step."""
-        return step % self._config.every == 0 and step < self._last_step
+        """Whether a point should be saved after this step, the last that was reached."""
+        best = self._config.keep_best and self._is_best
+        return (step % self._config.every == 0 or best) and step < self._last_step
 
-    def reached(self, step: int, trainer: PolicyTrainer, heldout: Heldout | None) -> None:
-        """Take note of where the run stands after a step; weights and optimizer are read when it is saved."""
+    def reached(self, step: int, trainer: PolicyTrainer, heldout: Heldout | None, *, score: float | None) -> None:
+        """Take note of where the run stands after a step; weights and optimizer are read when it is saved.
+
+        Args:
+            step: that was finished.
+            trainer: its trainer.
+            heldout: the measurements so far.
+            score: held-out pass@1 of these very weights; None if they were not measured.
+        """
         self._trainer = trainer
         elapsed = self.previous_s + time.monotonic() - self._started
         place = {"position": trainer.position(), "random": get_rng_state(), "elapsed_s": elapsed}
         self._reached = (step, place, heldout.state() if heldout is not None else None)
-        self._best = heldout.best if heldout is not None else None
+        self._score, self._is_best = score, heldout is not None and score is not None and heldout.improved
 
     def save(self) -> None:
         """Save the point of the last finished step; every rank must call it.
@@ -95,7 +106,8 @@ class Resume:
             return  # not one step was finished
         step, place, heldout = self._reached
         state = training_state(self._trainer)
-        places = gather_object([place])
+        # Off the GPU first: a tensor of another rank would come back on that rank's GPU, in this process.
+        places = gather_object([tree_map_only(Tensor, lambda tensor: tensor.cpu(), place)])
         if self._store is None:
             return
 
@@ -108,7 +120,7 @@ class Resume:
             shutil.copyfile(self._output / METRICS, directory / METRICS)
 
         try:
-            self._store.save(step, write, fingerprint=self._identity, score=self._best)
+            self._store.save(step, write, fingerprint=self._identity, score=self._score)
         except StorageError as error:
             logger.warning("the state of step %d was not saved: %s", step, error)
 
@@ -126,18 +138,18 @@ class Resume:
         """Go to the newest point, if there is one; every rank must call it.
 
         Raises:
-            StateError: the point is another run's, or none of those there can be read.
+            StateError: the point is another run's or of a later step than the last, or none of those there can be read.
         """
         point = self._find()
         state: dict[str, Any] | None = None
         found: list[Any] = [None]
         if point is not None:
             state, places, measured = self._read(point)
-            found = [(point.step, places, measured)]
+            found = [(point.step, places, measured, point.score)]
         broadcast_object_list(found, from_process=0)
         if found[0] is None:
             return False
-        step, places, measured = found[0]
+        step, places, measured, score = found[0]
         place = places[trainer.accelerator.process_index]
         load_training_state(trainer, state)
         trainer.go_to(place["position"])
@@ -147,7 +159,7 @@ class Resume:
         if heldout is not None and measured is not None:
             heldout.restore(measured)
         logger.info("going on after step %d", step)
-        self.reached(step, trainer, heldout)
+        self.reached(step, trainer, heldout, score=score)
         return True
 
     def restore_random_state(self) -> None:
@@ -160,6 +172,11 @@ class Resume:
         if self._store is None or (point := self._store.latest()) is None:
             return None
         check_fingerprint(point, self._identity, free=FREE)
+        if point.step > self._last_step:
+            raise StateError(
+                f"{point.directory} is of step {point.step}, but train.steps is {self._last_step}. Raise it to at "
+                f"least {point.step}, or give another train.checkpointing.name to start anew."
+            )
         return point
 
     def _read(self, point: ResumePoint) -> tuple[dict[str, Any], list[Any], Any]:

@@ -8,6 +8,7 @@ Suffixes: P groups, G completions of a group.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -130,7 +131,8 @@ def _mean_logprobs(groups: Sequence[Group]) -> Tensor:
 
 def _mean(values: Sequence[float] | None) -> float:
     assert values is not None, "rollout engines report log-probabilities"
-    return sum(values) / max(len(values), 1)
+    known = [value for value in values if not math.isnan(value)]  # vLLM leaves some out
+    return sum(known) / max(len(known), 1)
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,13 @@ class Collector:
             rounds += 1
         # Groups with a signal first, in the order of the stream; the others only fill up what is missing.
         order = sorted(range(len(groups)), key=lambda p: not signal[p])[:num_groups]
+        # Within an update the former come last: its last forward pass is the one in which ranks exchange gradients.
+        size = num_groups // self.num_updates
+        order = [
+            p
+            for start in range(0, num_groups, size)
+            for p in sorted(order[start : start + size], key=signal.__getitem__)
+        ]
         chosen = self._share([(groups[p], bool(signal[p])) for p in order], self.num_updates)
         mine = [group for group, _ in chosen]
         live = torch.tensor([has for _, has in chosen])

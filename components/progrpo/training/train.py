@@ -75,7 +75,7 @@ def train(
     from transformers import set_seed
 
     from progrpo.training.build import build_trainer
-    from progrpo.training.recorder import METRICS, Recorder, Stopped
+    from progrpo.training.recorder import METRICS, Finished, Recorder, Stopped
 
     preflight([arm], config, dataset=dataset, checkpoint=checkpoint).log_and_raise()
     device = resolve_device(config.device)
@@ -108,6 +108,8 @@ def train(
         try:
             with recorder.stoppable(), explained_memory_errors(trainer, config, device):
                 trainer.train()
+        except Finished:
+            pass  # an earlier attempt was stopped between its last step and the end
         except Stopped as stopped:
             if resume is not None:
                 resume.save()

@@ -28,6 +28,7 @@ import torch
 from accelerate.utils import gather_object, is_peft_model
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
@@ -43,7 +44,7 @@ from progrpo.algorithms import (
     reweight_advantages,
     token_covariance,
 )
-from progrpo.config import ClipCov, KLCov, Method, ProGRPO
+from progrpo.config import ClipCov, EntropyBonus, KLCov, Method, ProGRPO
 from progrpo.errors import TrainingError
 from progrpo.training.distributed import shard_on_cpu
 from progrpo.training.rollouts import Batch, Collector
@@ -72,6 +73,7 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         self._old_confidences: tuple[Tensor, Tensor] | None = None  # c(q), c(o|q) of the rows of the old policy's pass
         self._awaits_old_pass = False
         self._penalty: Tensor | None = None  # of KL-Cov, of the slice at hand
+        self._entropy: Tensor | None = None  # mean over the tokens of the slice at hand, for the entropy bonus
 
     @property
     def lora(self) -> bool:
@@ -139,6 +141,11 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
                 self._reweight(rows, *self._old_confidences)
         self._record_batch(batch, kept_frac=kept.sum().item() / num_rows, num_updates=num_updates)
         slices: list[dict[str, Any]] = split_tensor_dict(rows, self.slices_per_batch)
+        for each in slices:
+            # TRL divides by the tokens of a mean update; this makes it those of an update that keeps as many rows.
+            each["num_items_in_batch"] = rows["num_items_in_batch"] * (
+                each["kept"][0] * num_updates / kept.sum().clamp(min=1)
+            )
         return slices
 
     def _calculate_rewards(
@@ -177,18 +184,28 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         rows = self._rows_to_train_on(inputs)
         if rows is None:
             return self._no_loss(model)
-        self._slice, self._penalty = rows, None
+        self._slice, self._penalty, entropy_coef = rows, None, self._entropy_coef_of_step()
         try:
             loss: Tensor = super()._compute_loss(model, rows)
             if self._penalty is not None:
                 loss = loss + self._penalty
+            entropy = self._entropy
         finally:
-            self._slice = self._penalty = None
-        if self.loss_type != "dapo":
-            # TRL averages over the rows of a slice; this makes it the average over all rows kept for the update.
-            num_slices = self.current_gradient_accumulation_steps * self.accelerator.num_processes
-            loss = loss * (len(rows["live"]) * num_slices / rows["kept"][0].item())
+            self._slice = self._penalty = self._entropy = None
+        # TRL averages over the rows of a slice; this makes it the average over all rows kept for the update.
+        accumulated = self.current_gradient_accumulation_steps
+        mean_kept = rows["kept"][0].item() / (accumulated * self.accelerator.num_processes)
+        scale = 1.0 if self.loss_type == "dapo" else len(rows["live"]) / mean_kept
+        loss = loss * scale
+        if entropy is not None:  # TRL's bonus counts each slice alike, however many rows it keeps
+            excess = scale - rows["live"].sum().item() / mean_kept
+            loss = loss + excess * entropy_coef * entropy / accumulated
         return loss
+
+    def _entropy_coef_of_step(self) -> float:
+        """Return the coefficient that TRL is about to apply."""
+        acts = not self.use_adaptive_entropy or self._last_world_entropy <= self.args.entropy_target
+        return float(self.entropy_coef) if acts else 0.0
 
     def _rows_to_train_on(self, inputs: dict[str, Any]) -> dict[str, Any] | None:
         """Return the rows of a slice that dynamic sampling keeps, a copy, or None if no rank has any.
@@ -236,6 +253,9 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         if rows is not None:
             self._record_mismatch(rows, answer_logprobs.detach())
             answer_logprobs = self._restrain(rows, answer_logprobs)
+            if isinstance(algorithm, EntropyBonus) and entropies is not None:
+                mask_BT = rows["completion_mask"]
+                self._entropy = (entropies[:, -logits_to_keep:] * mask_BT).sum() / mask_BT.sum().clamp(min=1)
         return answer_logprobs, None if entropies is None else entropies[:, -logits_to_keep:], aux_loss
 
     # --- ProGRPO -----------------------------------------------------------------------------------------------------
@@ -276,7 +296,8 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         for name, values_B in columns.items():
             self._log(f"arm/{name}", self._mean_over_ranks(values_B[live_B]))
             column = self.rollouts.setdefault(name, [float("nan")] * len(self.rollouts["group"]))
-            for row, value in zip(rows["row"].tolist(), values_B.tolist(), strict=True):
+            # A row that only fills up has no tokens here, and so no confidence.
+            for row, value in zip(rows["row"][live_B].tolist(), values_B[live_B].tolist(), strict=True):
                 column[row] = value
         self._log("arm/gated_frac", self._mean_over_ranks(gate_B[live_B].float()))
 
@@ -384,7 +405,9 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         """Stand where :meth:`position` was taken."""
         self._step = position["step"]
         self.collector.stream.position = position["stream"]
-        self._buffered_inputs, self.rollouts = position["buffer"], position["rollouts"]
+        device = self.accelerator.device  # saved state comes back on the CPU
+        self._buffered_inputs = tree_map_only(Tensor, lambda tensor: tensor.to(device), position["buffer"])
+        self.rollouts = position["rollouts"]
         self.steps_without_signal = position["steps_without_signal"]
         self.entropy_coef, self._last_world_entropy = position["entropy_coef"], position["last_entropy"]
         self.state.num_input_tokens_seen = position["num_tokens"]

@@ -13,6 +13,10 @@ import pytest
 
 from progrpo.comparison.compare import compare
 from progrpo.config import CompareConfig
+from progrpo.evaluation.bootstrap import Bootstrap
+from progrpo.evaluation.samples import SCHEMA
+from progrpo.evaluation.summary import summarise
+from progrpo.evaluation.table import build_table
 from progrpo.manifest import write_manifest
 
 ALGORITHMS = {
@@ -23,6 +27,7 @@ ALGORITHMS = {
     },
 }  # fmt: skip
 TRAIN = {"steps": 100, "group_size": 16, "learning_rate": 1e-6, "loss": {"clip_low": 0.2, "kl_beta": 0.0}}
+EDGES = [0, 1, 2, 4, 8, 16, 32, 64]
 VERSIONS = {"progrpo": "0.1.0", "torch": "2.13.0", "commit": "0123abc"}
 
 
@@ -77,6 +82,7 @@ def _write_evaluation(
     entropy=0.5,
     nll=0.4,
     truncated=False,
+    confidence=0.5,
     problem_ids=None,
     prompts=None,
     protocol=None,
@@ -98,33 +104,49 @@ def _write_evaluation(
     answers = np.broadcast_to(np.asarray(answers, dtype=object), correct.shape)
     if completions is None:
         completions = np.where(correct, "so it is right", "so it is wrong")
-    table = pa.table(
+    entropy_per_token = np.broadcast_to(np.asarray(entropy, float), correct.shape).ravel()
+    columns = {
+        "problem_id": np.repeat(ids, num_samples).tolist(),
+        "sample_index": np.tile(np.arange(num_samples), num_problems).tolist(),
+        "completion": np.broadcast_to(np.asarray(completions, dtype=object), correct.shape).ravel().tolist(),
+        "answer": answers.ravel().tolist(),
+        "correct": correct.ravel().tolist(),
+        "scored": [True] * correct.size,
+        "num_tokens": tokens.ravel().tolist(),
+        "finish_reason": np.where(np.broadcast_to(truncated, correct.shape), "length", "stop").ravel().tolist(),
+        "logprob_sum": (-np.asarray(nll) * tokens).ravel().tolist(),
+        "entropy_sum": (entropy_per_token * tokens.ravel()).tolist(),
+        "answer_confidence": np.broadcast_to(confidence, correct.shape).ravel().tolist(),
+        "position_entropy": [
+            [rate * min(count - low, high - low) for low, high in itertools.pairwise(EDGES) if low < count]
+            for rate, count in zip(entropy_per_token, tokens.ravel().tolist(), strict=True)
+        ],
+        "solution_path": ["a"] * correct.size,
+    }
+    table = pa.table(columns, SCHEMA)
+    problems = pa.table(
         {
-            "problem_id": np.repeat(ids, num_samples).tolist(),
-            "sample_index": pa.array(np.tile(np.arange(num_samples), num_problems), pa.int32()),
-            "completion": np.broadcast_to(np.asarray(completions, dtype=object), correct.shape).ravel().tolist(),
-            "answer": pa.array(answers.ravel().tolist(), pa.string()),
-            "correct": correct.ravel(),
-            "num_tokens": pa.array(tokens.ravel(), pa.int32()),
-            "logprob_sum": pa.array((-np.asarray(nll) * tokens).ravel(), pa.float32()),
-            "entropy_sum": pa.array((np.asarray(entropy) * tokens).ravel(), pa.float32()),
-            "finish_reason": np.where(np.broadcast_to(truncated, correct.shape), "length", "stop").ravel().tolist(),
+            "problem_id": ids,
+            "prompt": [[{"role": "user", "content": prompt}] for prompt in (prompts or [f"Solve {i}." for i in ids])],
+            "difficulty": pa.nulls(num_problems, pa.float64()),
+            "self_bleu": pa.nulls(num_problems, pa.float32()),
+            "distinct_ngram_frac": pa.nulls(num_problems, pa.float32()),
         }
     )
+    ks = sorted({1 << i for i in range(num_samples.bit_length()) if 1 << i <= num_samples} | {num_samples})
     directory.mkdir(parents=True)
     pq.write_table(table, directory / "samples.parquet")
-    if prompts is not None:
-        rows = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        pq.write_table(pa.table({"problem_id": ids, "prompt": rows}), directory / "problems.parquet")
+    pq.write_table(problems, directory / "problems.parquet")
     content = {
-        "schema_version": 1,
+        "schema_version": 2,
         "arm": arm,
         "algorithm": None if arm == "start" else ALGORITHMS.get(arm, {"type": "grpo"}),
         "seed": seed,
         "num_problems": num_problems,
         "num_samples": num_samples,
-        "ks": sorted({1 << i for i in range(num_samples.bit_length()) if 1 << i <= num_samples} | {num_samples}),
-        "metrics": {},
+        "ks": ks,
+        "position_edges": EDGES,
+        **summarise(build_table(problems, table, EDGES), ks, Bootstrap(num_resamples=20, level=0.95, seed=0)),
         "protocol": {
             "temperature": 0.6, "top_p": 0.95, "max_completion_tokens": 64, "num_samples": num_samples, "seed": 0,
             "chat_template_digest": "c" * 64, "verifier": {"countdown": "1"}, "dataset_digest": "d" * 64,
@@ -190,10 +212,7 @@ def _write_experiment(root: Path, *, num_problems: int, num_samples: int, steps:
                     truncated=rng.random(correct.shape) < 0.03,
                     prompts=prompts,
                     eval_wall_time_s=40 + 5 * rng.random(),
-                    schema_version=2,
-                    metrics=_measured({"eval/majority_at_4": rate.mean(), "eval/answer_entropy": spread}),
-                    curves={"entropy_by_position": _positions(rng, spread)},
-                    calibration=_calibration(rng, spread),
+                    confidence=np.clip(rng.uniform(0.1, 0.7, correct.shape) + 0.25 * correct, 0, 1),
                 )
             )
             if seed is not None:
@@ -203,38 +222,6 @@ def _write_experiment(root: Path, *, num_problems: int, num_samples: int, steps:
                     )
                 )
     return evaluations, trainings
-
-
-def _measured(values):
-    return {name: {"value": v, "low": 0.9 * v, "high": 1.1 * v} for name, v in values.items()}
-
-
-def _positions(rng, spread):
-    """Entropy by position, in bins that grow, as docs/evaluation.md describes evaluation.json."""
-    edges = [0, 1, 2, 4, 8, 16, 32, 64, 128]
-    return {
-        part: [
-            {"start": a, "end": b, "num_tokens": 100}
-            | _measured({"x": factor * spread * (1 + rng.random() / (1 + a))})["x"]
-            for a, b in itertools.pairwise(edges)
-        ]
-        for part, factor in (("all", 1.0), ("correct", 0.8), ("incorrect", 1.3))
-    }  # fmt: skip
-
-
-def _calibration(rng, spread):
-    confidences = np.linspace(0.1, 0.95, 10)
-    return {
-        "auroc": {"value": 0.7, "low": 0.65, "high": 0.75},
-        "auroc_within": None,
-        "bins": [
-            {
-                "confidence_low": c - 0.05, "confidence_high": c + 0.05, "confidence": c, "num_completions": 20,
-                "accuracy": _measured({"x": float(np.clip(c - spread / 4 + 0.05 * rng.random(), 0, 0.9))})["x"],
-            }
-            for c in confidences.tolist()
-        ],
-    }  # fmt: skip
 
 
 def _rows(rng, steps, gain, spread, arm):

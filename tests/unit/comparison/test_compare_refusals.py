@@ -136,7 +136,10 @@ def test_a_training_run_is_no_evaluation(tmp_path, write_training):
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
-    [("num_samples", 3, "2 completions of problem 'p0000'"), ("num_problems", 5, "has 2 problems")],
+    [
+        ("num_samples", 3, "2 completions of each, evaluation.json says 2 and 3"),
+        ("num_problems", 5, "has 2 problems and"),
+    ],
 )
 def test_files_that_disagree_are_refused(tmp_path, write_evaluation, key, value, message):
     directory = write_evaluation(tmp_path / "a", correct=CORRECT, **{key: value})

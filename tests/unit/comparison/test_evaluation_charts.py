@@ -18,6 +18,7 @@ def interval(value):
     return {"value": value, "low": value - 0.1, "high": value + 0.1}
 
 
+NOTHING = {"curves": {}, "calibration": None}
 BINS = [
     {"start": start, "end": end, **interval(value)} for start, end, value in ((0, 1, 0.9), (1, 2, 0.5), (2, 8, 0.3))
 ]
@@ -37,11 +38,14 @@ def measured(tmp_path, write_evaluation):
     by_arm, directories = {}, []
     for arm in ("grpo", "progrpo"):
         for seed in (0, 1):
-            more = {"curves": {"entropy_by_position": {"all": BINS}}, "calibration": CALIBRATION, "schema_version": 2}
-            more["metrics"] = {"eval/majority_at_2": interval(0.5), "eval/pass_at_1": interval(0.4)}
+            more = {"curves": {"entropy_by_position": {"all": BINS}}, "calibration": CALIBRATION}
             directories.append(
                 write_evaluation(
-                    tmp_path / f"{arm}{seed}", arm, seed, correct=[[1, 0], [0, 1]], **(more if arm == "progrpo" else {})
+                    tmp_path / f"{arm}{seed}",
+                    arm,
+                    seed,
+                    correct=[[1, 0], [0, 1]],
+                    **(more if arm == "progrpo" else NOTHING),
                 )
             )
             by_arm.setdefault(arm, []).append(read_evaluation(directories[-1]))
@@ -73,15 +77,25 @@ def test_calibration_is_a_line_a_seed_with_its_auroc(measured):
     assert "Confidence and correctness" in page
 
 
-def test_metrics_beyond_those_compared_are_shown_as_measured(measured):
-    comparison, _, page = measured
-    assert list(comparison.arm("progrpo").per_seed[0].further) == ["eval/majority_at_2"]  # Pass@1 is compared
-    assert comparison.arm("grpo").per_seed[0].further == {}
-    assert "Majority@2 (%)" in page
+def test_every_metric_that_all_evaluations_report_is_compared(tmp_path, write_evaluation):
+    """Majority@2 of one problem with two right and two wrong, equal answers: one of six pairs is right, four by lot."""
+    answers = [["1", "1", "2", "2"]]
+    evaluations = [
+        write_evaluation(tmp_path / arm, arm, correct=[[1, 1, 0, 0]], answers=answers, num_tokens=tokens)
+        for arm, tokens in (("grpo", 10), ("progrpo", [[10, 20, 30, 40]]))
+    ]
+    compare(QUICK, evaluations=evaluations, trainings=[], output=tmp_path / "out")
+    comparison = read_comparison(tmp_path / "out")
+    assert comparison.arm("grpo").metrics["eval/majority_at_2"].value == pytest.approx(1 / 6 + 4 / 6 / 2)
+    (difference,) = comparison.differences
+    assert list(difference.metrics) == list(comparison.metric_names)
+    assert difference.metrics["eval/completion_tokens"].value == pytest.approx(15)
+    assert "eval/self_bleu" not in comparison.metric_names  # none of these evaluations has it
+    assert "Majority@2 (%)" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_without_any_of_it_the_sections_are_left_out(tmp_path, write_evaluation):
-    evaluations = [write_evaluation(tmp_path / arm, arm, correct=[[1, 0]]) for arm in ("grpo", "progrpo")]
+    evaluations = [write_evaluation(tmp_path / arm, arm, correct=[[1, 0]], **NOTHING) for arm in ("grpo", "progrpo")]
     compare(QUICK, evaluations=evaluations, trainings=[], output=tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Confidence and correctness" not in page
@@ -92,5 +106,5 @@ def test_without_any_of_it_the_sections_are_left_out(tmp_path, write_evaluation)
 def test_an_evaluation_from_the_future_is_refused(tmp_path, write_evaluation):
     directory = write_evaluation(tmp_path / "a", correct=[[1]], schema_version=3)
     assert json.loads((directory / "evaluation.json").read_text())["schema_version"] == 3
-    with pytest.raises(ComparisonError, match="has schema version 3, needed is 1 or 2"):
+    with pytest.raises(ComparisonError, match="has schema version 3, 2 is needed"):
         read_evaluation(directory)

@@ -62,8 +62,9 @@ def reap(pid, reader):
 
 
 def at_random(place, count):
-    latest, midway = 0, 0
-    for _ in range(count):
+    latest, midway, kills = 0, 0, 0
+    while kills < count or (midway < 5 and kills < 8 * count):  # a busy machine may kill few at work
+        kills += 1
 
         def save_in_a_loop(acknowledge, latest=latest):
             with StateStore(place, keep_last=1, lock_timeout_s=5) as store:
@@ -131,7 +132,7 @@ def everywhere(place, count):
 
 def into_s3(place, count):
     latest, steps = 0, []
-    for _ in range(count):
+    while len(steps) < count or (latest == 0 and len(steps) < 8 * count):  # a busy machine may upload nothing in time
 
         def save_in_a_loop(acknowledge, latest=latest):
             store = StateStore(place, keep_last=2, scratch=Path(tempfile.mkdtemp()))

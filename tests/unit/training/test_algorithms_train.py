@@ -132,7 +132,7 @@ def test_the_adaptive_coefficient_climbs_while_entropy_is_below_its_target(run):
 
 @pytest.mark.slow
 def test_clip_cov_chooses_some_tokens(run):
-    assert 0 < max(row["train/cov_chosen_frac"] for row in run("clip_cov")[1]) <= 0.05
+    assert 0 < max(row["train/cov_chosen_frac"] for row in run("clip_cov")[1]) <= 0.05 + 1e-6
 
 
 def train_twice(first, second, settings, checkpoint, dataset, tmp_path):

@@ -12,11 +12,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from architectures import QWEN_05B, QWEN_7B, qwen2
 from progrpo.checkpoints.architecture import Architecture, read_architecture
-from progrpo.config import GRPO, Arm, LoRAConfig, LossConfig, ProGRPO, TrainConfig, VLLMEngineConfig
+from progrpo.config import GRPO, Arm, EvaluateConfig, LoRAConfig, LossConfig, ProGRPO, TrainConfig, VLLMEngineConfig
 from progrpo.errors import CheckpointError, ConfigError
 from progrpo.training.advice import Run, advise
 from progrpo.training.devices import GPUS, gpu_bytes, host_bytes
-from progrpo.training.estimate import MemoryEstimate, estimate_memory, num_adapter_parameters, saved_by_layer
+from progrpo.training.estimate import (
+    MemoryEstimate,
+    estimate_evaluation,
+    estimate_memory,
+    num_adapter_parameters,
+    saved_by_layer,
+)
 
 ARM = Arm(name="progrpo", algorithm=ProGRPO())
 GB = 10**9
@@ -184,7 +190,7 @@ def test_key_value_cache_by_hand():
         prompt_tokens=5,
     )
     cache = 6 * 12 * (2 * 2 * 4) * 4  # rows, tokens, keys and values of 2 layers with one head of 4, float32
-    prefill = 6 * 5 * (4 * (8 + 3 * 16) + 5 * 4)
+    prefill = 6 * 5 * (4 * (2 * 8 + 5 * 16) + 5 * 4)
     assert found.rollouts == cache + cache // 2 + prefill
 
 
@@ -194,6 +200,20 @@ def test_vllm_takes_its_share_in_turn_or_all_the_time():
     assert awake.updating - asleep.updating == 24 * GB
     assert awake.generating == asleep.generating
     assert estimate(engine={"type": "vllm", "mode": "server", "server_url": "http://v:8000"}).vllm == 0
+
+
+def test_evaluation_holds_the_scoring_model_and_its_engine():
+    def evaluation(**settings):
+        config = EvaluateConfig(max_completion_tokens=512, **settings)
+        return estimate_evaluation(QWEN_05B, config, on_gpu=True, prompt_tokens=512, device_bytes=80 * GB)
+
+    n = QWEN_05B.num_parameters
+    assert evaluation()["weights"] == 4 * n
+    assert evaluation(dtype="bfloat16")["weights"] == 2 * n
+    halved = evaluation(batch_size=128)["rollouts"]
+    assert evaluation(batch_size=256)["rollouts"] == pytest.approx(2 * halved)
+    assert evaluation(engine={"type": "vllm"})["vllm"] == 24 * GB
+    assert "rollouts" not in evaluation(engine={"type": "vllm"})
 
 
 def test_gradients_and_activations_overlap_only_with_micro_batches():

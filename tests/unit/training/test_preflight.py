@@ -26,7 +26,6 @@ from progrpo.errors import CheckpointError, ConfigError, DataError
 from progrpo.training.preflight import (
     Findings,
     check_adapters,
-    check_configuration,
     check_machine,
     check_memory,
     check_settings,
@@ -127,12 +126,6 @@ def test_all_problems_come_in_one_message_each_once(caplog):
     assert lines[0] == "3 problems:"
     assert [line.strip().split()[0] for line in lines[1:]] == ["arm", "the", "train.optimizer"]
     assert [record.levelname for record in caplog.records] == ["WARNING"]  # of kl_cov
-
-
-def test_one_arm_is_checked_as_before():
-    with pytest.raises(DataError, match="holds 3 problems"):
-        check_configuration(arm(), TrainConfig(**SMALL), 3)
-    check_configuration(arm(), TrainConfig(**SMALL), None)
 
 
 # --- machine ---------------------------------------------------------------------------------------------------------

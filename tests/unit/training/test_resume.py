@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 
 from progrpo.config import Arm, TrainConfig
 from progrpo.errors import StateError
-from progrpo.metrics import read_jsonl
+from progrpo.metrics import heldout_pass_at, read_jsonl
+from progrpo.training.heldout import Heldout
+from progrpo.training.state.points import read_point
 from progrpo.training.train import train
 
 PROGRAM = Path(__file__).with_name("killed_runs.py")
@@ -159,6 +161,47 @@ def test_sigterm_saves_the_last_step_and_exits_with_143(tmp_path, tiny_dataset, 
     (point,) = (tmp_path / "state" / "run" / "progrpo-seed0").glob("step_*")
     assert read_jsonl(point / "metrics.jsonl")[-1]["step"] == int(point.name.removeprefix("step_"))
     assert not (tmp_path / "run").exists()
+
+
+def test_lowering_steps_below_the_point_is_refused(tmp_path, tiny_dataset, embedded_checkpoint):
+    places = (tmp_path, tiny_dataset, embedded_checkpoint)
+    attempt(*places, "first", steps=6)
+    with pytest.raises(StateError, match=r"is of step 4, but train\.steps is 3\. Raise it to at least 4"):
+        attempt(*places, "second", steps=3)
+    # A point of the very last step, as a stop signal leaves it: nothing is left but to write the checkpoint.
+    ended, manifest = attempt(*places, "third", steps=4)
+    whole, _ = attempt(*places, "whole", steps=4, checkpointing=None)
+    assert manifest.metadata["steps"] == 4
+    assert metrics_of(ended) == metrics_of(whole)
+    expected, weights = weights_of(whole), weights_of(ended)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+HELDOUT = {"num_problems": 4, "num_samples": 2}
+
+
+def test_a_run_that_stopped_early_does_not_go_on(tmp_path, tiny_dataset, embedded_checkpoint):
+    """Killed while the checkpoint was written, its next attempt finds the point of the step it stopped at."""
+    places = (tmp_path, tiny_dataset, embedded_checkpoint)
+    settings = {"steps": 8, "learning_rate": 1e-30, "heldout": {"every": 1, "patience": 2, **HELDOUT}}
+    first, manifest = attempt(*places, "first", **settings)
+    again, manifest_again = attempt(*places, "again", **settings)
+    assert manifest.metadata["steps"] == manifest_again.metadata["steps"] == 2
+    assert manifest.metadata["stopped"] == manifest_again.metadata["stopped"]
+    assert metrics_of(again) == metrics_of(first)
+
+
+def test_the_best_point_is_the_one_that_measured_best(tmp_path, tiny_dataset, embedded_checkpoint, monkeypatch):
+    rates = iter([0.1, 0.9, 0.2, 0.3])  # at the start and after steps 3, 6, 9
+    measure = Heldout.measure
+    monkeypatch.setattr(Heldout, "measure", lambda self: measure(self) | {heldout_pass_at(1): next(rates)})
+    checkpointing = {"uri": str(tmp_path / "state"), "every": 2, "keep_last": 1, "keep_best": True}
+    heldout = {"every": 3, **HELDOUT}
+    attempt(tmp_path, tiny_dataset, embedded_checkpoint, "run", steps=9, heldout=heldout, checkpointing=checkpointing)
+    root = tmp_path / "state" / "run" / "progrpo-seed3"
+    # Step 3 is no multiple of 2: a new best is saved at once. Step 8 has weights that were not measured.
+    scores = {point.name: read_point(point).score for point in root.glob("step_*")}
+    assert scores == {"step_0000003": 0.9, "step_0000008": None}
 
 
 def test_keep_best_needs_a_measurement():

@@ -1,6 +1,7 @@
 """The seam on a real model: alpha = 0 is grpo, grpo is stock TRL, ARM costs no pass and reads the right numbers."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from trl import GRPOTrainer
 
 from progrpo.algorithms import answer_confidence
 from progrpo.checkpoints.loading import eos_token_ids, render_prompts
-from progrpo.config import GRPO, Arm, LossConfig, ProGRPO, TrainConfig
+from progrpo.config import GRPO, Arm, EntropyBonus, LossConfig, ProGRPO, TrainConfig
 from progrpo.data.dataset import load_problems
 from progrpo.training.build import build_trainer, correctness
 from progrpo.training.train import prepare_model
@@ -206,6 +207,39 @@ def test_confidences_are_those_of_a_plain_recomputation(make_trainer, temperatur
         assert shift == pytest.approx((c_q - c_o) if gate[i] else 0.0, abs=1e-6)
 
 
+def test_rows_that_only_fill_up_have_no_confidence(make_trainer):
+    """A rank with fewer groups than another trains on some without a signal, their tokens masked."""
+    trainer = make_trainer(ProGRPO(alpha=1.0), steps=1)
+    keep_only(trainer, [False, True, True, True])
+    select = trainer._rows_to_train_on
+
+    def as_with_another_rank(inputs):
+        rows = select(inputs)
+        mask = inputs["completion_mask"] * inputs["live"][:, None]
+        return None if rows is None else inputs | {"completion_mask": mask}
+
+    trainer._rows_to_train_on = as_with_another_rank
+    run(trainer)
+    known = [not math.isnan(value) for value in trainer.rollouts["answer_confidence"]]
+    assert known == trainer.rollouts["live"]
+
+
+def test_buffered_rollouts_come_back_to_the_device(make_trainer):
+    trainer = make_trainer(GRPO(), updates_per_rollout=2, prompts_per_step=2)
+    trainer.args.max_steps = 1
+    run(trainer)
+    position = trainer.position()
+    assert position["buffer"] is not None
+
+    class Elsewhere:
+        device = torch.device("meta")
+
+    trainer.accelerator = Elsewhere()
+    trainer.go_to(position)
+    devices = {value.device.type for slice_ in trainer._buffered_inputs for value in slice_.values()}
+    assert devices == {"meta"}
+
+
 def test_group_mean_recentres_the_group(make_trainer):
     trainer = make_trainer(ProGRPO(alpha=1.0, prompt_confidence="group_mean"), steps=1)
     run(trainer)
@@ -225,3 +259,39 @@ def test_the_same_seed_repeats_and_another_does_not(make_trainer):
 def test_answer_confidence_is_of_the_completion_tokens_only():
     logprobs = torch.log(torch.tensor([[0.9, 0.5, 0.1]]))
     assert answer_confidence(logprobs, torch.tensor([[1, 1, 0]])).item() == pytest.approx(0.5)
+
+
+def keep_only(trainer, live):
+    """Have dynamic sampling keep these groups of every batch."""
+    collect = trainer.collector.collect
+    trainer.collector.collect = lambda count: replace(collect(count), live=torch.tensor(live))
+
+
+@pytest.mark.parametrize("micro_batch_size", [8, 16, None])
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
+def test_the_entropy_bonus_keeps_its_weight_where_groups_are_left_out(make_trainer, aggregation, micro_batch_size):
+    loss = LossConfig(aggregation=aggregation)
+    values = []
+    for coef in (0.0, 1.0):
+        trainer = make_trainer(EntropyBonus(coef=coef, loss=loss), steps=1, micro_batch_size=micro_batch_size)
+        keep_only(trainer, [False, False, False, True])
+        run(trainer)
+        values.append(losses(trainer)[0])
+    entropy = next(row["entropy"] for row in trainer.state.log_history if "entropy" in row)
+    assert values[0] - values[1] == pytest.approx(entropy, rel=1e-4)
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
+def test_an_update_is_averaged_over_what_it_keeps(make_trainer, aggregation):
+    """Its ratios are 1, so that the first update's loss is minus the mean advantage."""
+    loss = LossConfig(aggregation=aggregation)
+    trainer = make_trainer(GRPO(loss=loss), steps=1, prompts_per_step=2, updates_per_rollout=2)
+    keep_only(trainer, [True, True, False, False])
+    run(trainer)
+    rows = zip(*(trainer.rollouts[k] for k in ("advantage", "num_tokens", "live")), strict=True)
+    kept = [(advantage, tokens if aggregation == "token_mean" else 1) for advantage, tokens, live in rows if live]
+    expected = -sum(a * n for a, n in kept) / sum(n for _, n in kept)
+    assert len(kept) == 16
+    assert losses(trainer)[0] == pytest.approx(expected, abs=1e-6)
+    if aggregation == "token_mean":
+        assert abs(expected) > 1e-4, "else a wrong divisor would go unnoticed"
