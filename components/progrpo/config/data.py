@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from progrpo.config.base import MAX_SEED, Config
 
@@ -22,8 +22,12 @@ class FileSource(Config):
     """Read problems from a JSONL, parquet or CSV file, local or ``s3://``."""
 
     type: Literal["file"] = "file"
-    train_uri: str = Field(min_length=1, description="file with the training problems")
-    eval_uri: str | None = Field(None, description="file with the held-out problems; absent: split off the first file")
+    train_uri: str | None = Field(
+        None, min_length=1, description="file with the training problems; absent: there are none, only evaluation"
+    )
+    eval_uri: str | None = Field(
+        None, min_length=1, description="file with the held-out problems; absent: split off the first file"
+    )
     eval_frac: float = Field(0.1, gt=0, lt=1, description="fraction held out if eval_uri is absent; ours")
     prompt_column: str = Field("prompt", min_length=1, description="a text, or a list of {role, content} messages")
     answer_column: str = Field("answer", min_length=1)
@@ -32,6 +36,12 @@ class FileSource(Config):
     )
     max_rows: int | None = Field(None, ge=2, description="use at most this many rows of each file")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of the split")
+
+    @model_validator(mode="after")
+    def _names_a_file(self) -> FileSource:
+        if self.train_uri is None and self.eval_uri is None:
+            raise ValueError("neither train_uri nor eval_uri is given; name the file with the problems")
+        return self
 
 
 class DatasetConfig(Config):

@@ -137,11 +137,10 @@ def _from_countdown(
 
 def _from_files(config: DatasetConfig, source: FileSource, report: Report) -> tuple[list[Problem], list[Problem]]:
     with tempfile.TemporaryDirectory(prefix="progrpo-") as scratch:
-        train = _read_file(source.train_uri, config, source, report, Path(scratch) / "train")
-        if source.eval_uri is not None:
-            evaluation = _read_file(source.eval_uri, config, source, report, Path(scratch) / "eval")
-        else:
-            evaluation = []
+        train, evaluation = (
+            _read_file(uri, config, source, report, Path(scratch) / name) if uri is not None else []
+            for name, uri in (("train", source.train_uri), ("eval", source.eval_uri))
+        )
     evaluation = _without_duplicates(evaluation, {}, report)
     train = _without_duplicates(train, {_prompt_key(problem): problem for _, problem in evaluation}, report)
     if source.eval_uri is not None:
@@ -149,7 +148,7 @@ def _from_files(config: DatasetConfig, source: FileSource, report: Report) -> tu
     else:
         splits = _split([problem for _, problem in train], source)
     for name, problems in zip(("training", "held-out"), splits, strict=True):
-        if not problems:
+        if not problems and (name == "held-out" or source.train_uri is not None):
             raise DataError(f"no {name} problem is left: {_counts(report)}. Give more rows, or other ones.")
     return splits
 
