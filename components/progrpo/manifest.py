@@ -22,7 +22,7 @@ from progrpo.errors import ManifestError
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
 
-Kind = Literal["dataset", "checkpoint", "training", "resume", "evaluation", "comparison", "promotion"]
+Kind = Literal["dataset", "checkpoint", "training", "resume", "evaluation", "ability", "comparison", "promotion"]
 
 
 class FileEntry(BaseModel):

@@ -30,7 +30,7 @@ from progrpo.config.algorithms import (
 from progrpo.config.base import ARM_NAME, MAX_SEED, MIN_TEMPERATURE, START, Config
 from progrpo.config.data import CheckpointConfig, CountdownSource, DatasetConfig, FileSource
 from progrpo.config.engine import Engine, TransformersEngineConfig, VLLMEngineConfig
-from progrpo.config.evaluation import CompareConfig, EvaluateConfig
+from progrpo.config.evaluation import AbilityConfig, CompareConfig, EvaluateConfig
 from progrpo.config.gate import LOWER_IS_BETTER, Better, GateConfig, GateRule, Keeps, NotWorse, Outcome
 from progrpo.config.pipelines import PIPELINES, ComparePipeline, EvaluatePipeline, TrainAndEvaluatePipeline
 from progrpo.config.reading import parse
@@ -46,6 +46,7 @@ __all__ = [
     "MIN_TEMPERATURE",
     "PIPELINES",
     "START",
+    "AbilityConfig",
     "AdaptiveEntropy",
     "Algorithm",
     "AlgorithmConfig",

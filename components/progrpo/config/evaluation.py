@@ -64,6 +64,21 @@ class EvaluateConfig(Config):
         return tuple(sorted(powers | {self.num_samples}))
 
 
+class AbilityConfig(Config):
+    """What the general-ability guard asks lm-eval for, before training and after."""
+
+    tasks: tuple[str, ...] = Field(
+        ("arc_easy", "hellaswag", "winogrande"), min_length=1, description="tasks or groups of lm-eval; ours"
+    )
+    include_path: str | None = Field(None, min_length=1, description="directory with task YAML of your own")
+    num_fewshot: int | None = Field(None, ge=0, description="examples in the prompt; absent: the task's own")
+    limit: int | None = Field(None, ge=1, description="documents of each task, at most")
+    chat_template: bool = Field(True, description="ask in the checkpoint's chat template")
+    batch_size: int = Field(16, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
 class CompareConfig(Config):
     """How arms are compared."""
 
