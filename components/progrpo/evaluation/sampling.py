@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -67,17 +68,22 @@ class Sampler:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
-    def sample(
+    def draw(
         self, problems: Sequence[Problem], prompts: Sequence[Sequence[int]]
-    ) -> tuple[list[Sample], list[ProblemStatistics]]:
-        """Return the n completions of each problem, problem by problem, and what is measured on them together."""
+    ) -> tuple[list[Completion], Sequence[Scores]]:
+        """Return the n completions of each problem, problem by problem, and their scores."""
         config, n = self.config, self.config.num_samples
-        settings = sampling_settings(config)
-        owners = [p for p in range(len(problems)) for _ in range(n)]
-        rows = [prompts[p] for p in owners]
+        rows = [prompt for prompt in prompts for _ in range(n)]
         keys = [(problem_key(problem), i) for problem in problems for i in range(n)]
-        completions = self.engine.complete(rows, keys, settings, config.seed)
-        scores = self._scores(rows, completions)
+        completions = self.engine.complete(rows, keys, sampling_settings(config), config.seed)
+        return completions, self._scores(rows, completions)
+
+    def judge(
+        self, problems: Sequence[Problem], completions: Sequence[Completion], scores: Sequence[Scores]
+    ) -> tuple[list[Sample], list[ProblemStatistics]]:
+        """Verify what was drawn; return it as rows, and what is measured on a problem's completions together."""
+        config, n = self.config, self.config.num_samples
+        owners = [p for p in range(len(problems)) for _ in range(n)]
         texts = self.tokenizer.batch_decode([list(c.token_ids) for c in completions], skip_special_tokens=True)
         verdicts = verify_batch([(problems[p].task, problems[p].answer, t) for p, t in zip(owners, texts, strict=True)])
         starts = np.array(position_edges(config.max_completion_tokens)[:-1])
@@ -162,15 +168,47 @@ def sample_here(
     with _cpu_threads(config.num_threads), _memory_errors(config):
         engine, model = load_engine(config, checkpoint, tokenizer, resolve_device(config.device))
         sampler = Sampler(config, engine, model, tokenizer)
-        done, correct, sampled = shards.num_done(), 0, 0
+        sample_ranges(sampler, shards, ranges, problems, prompts, progress)
+
+
+def sample_ranges(
+    sampler: Sampler,
+    shards: Shards,
+    ranges: Sequence[tuple[int, int]],
+    problems: Sequence[Problem],
+    prompts: Sequence[Sequence[int]],
+    progress: Progress | None = None,
+) -> None:
+    """Sample the ranges, a shard each; one is verified and written while the next is drawn.
+
+    Args:
+        sampler: of the checkpoint.
+        shards: see :func:`sample_here`, as the rest.
+        ranges: see there.
+        problems: see there.
+        prompts: see there.
+        progress: see there.
+    """
+    n, done, correct, sampled = sampler.config.num_samples, shards.num_done(), 0, 0
+
+    def finish(first: int, last: int, completions: Sequence[Completion], scores: Sequence[Scores]) -> None:
+        nonlocal done, correct, sampled
+        samples, statistics = sampler.judge(problems[first:last], completions, scores)
+        shards.write(first, samples, statistics)
+        done, sampled = done + last - first, sampled + len(samples)
+        correct += sum(sample.correct for sample in samples)
+        if progress is not None:
+            progress.update(done * n, len(problems) * n, pass_at_1=correct / sampled)
+
+    with ThreadPoolExecutor(1) as thread:
+        waiting: Future[None] | None = None
         for first, last in ranges:
-            samples, statistics = sampler.sample(problems[first:last], prompts[first:last])
-            shards.write(first, samples, statistics)
-            done, sampled = done + last - first, sampled + len(samples)
-            correct += sum(sample.correct for sample in samples)
-            if progress is not None:
-                num_samples = config.num_samples
-                progress.update(done * num_samples, len(problems) * num_samples, pass_at_1=correct / sampled)
+            completions, scores = sampler.draw(problems[first:last], prompts[first:last])
+            if waiting is not None:
+                waiting.result()  # one shard behind at most, and its error ends the evaluation
+            waiting = thread.submit(finish, first, last, completions, scores)
+        if waiting is not None:
+            waiting.result()
 
 
 def sample_in_processes(
