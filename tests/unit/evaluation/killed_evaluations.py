@@ -22,6 +22,14 @@ from progrpo.evaluation.evaluate import evaluate
 from progrpo.evaluation.shards import DIRECTORY, Shards
 
 
+def num_done(shards):
+    """Problems that are done; -1 where there is no directory, before the first shard or once all are merged."""
+    try:
+        return shards.num_done()
+    except FileNotFoundError:
+        return -1
+
+
 def main() -> None:
     dataset, checkpoint, output = map(Path, sys.argv[1:4])
     config, seed = EvaluateConfig.model_validate_json(sys.argv[4]), int(sys.argv[5])
@@ -34,15 +42,14 @@ def main() -> None:
             evaluate(config, dataset=dataset, checkpoint=checkpoint, output=output)
             os._exit(0)
         shards = Shards(output / DIRECTORY, config.max_problems, config.num_samples)
-        before = shards.num_done() if shards.directory.exists() else 0
-        wanted = before + rng.randint(0, 2)
+        wanted = max(num_done(shards), 0) + rng.randint(0, 2)
         while True:
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 assert status == 0, status
                 print(kills)
                 return
-            if shards.directory.exists() and shards.num_done() >= wanted:
+            if num_done(shards) >= wanted:
                 time.sleep(rng.random() * 0.05)  # in the middle of sampling, scoring, writing or merging
                 os.kill(child, signal.SIGKILL)
                 _, status = os.waitpid(child, 0)
