@@ -11,14 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from progrpo.evaluation.bootstrap import (
-    Array,
-    Bootstrap,
-    Interval,
-    bootstrap_curve,
-    bootstrap_ratio,
-    student_t_quantile,
-)
+from progrpo.evaluation.bootstrap import Array, Bootstrap, Interval, bootstrap_curve, bootstrap_ratio
+from progrpo.evaluation.resampling import student_t_quantile
 from progrpo.evaluation.table import RATE, ProblemTable
 
 NUM_BINS = 10

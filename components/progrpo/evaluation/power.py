@@ -10,15 +10,8 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from progrpo.evaluation.bootstrap import (
-    Array,
-    bootstrap_terms,
-    difference_terms,
-    spread,
-    student_t_quantile,
-    variance_parts,
-    welch_df,
-)
+from progrpo.evaluation.bootstrap import difference_terms, spread
+from progrpo.evaluation.resampling import Array, bootstrap_terms, student_t_quantile, variance_parts, welch_df
 
 _MOST = 10**9  # problems or seeds beyond which nobody asks
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from progrpo.errors import ConfigError, DataError
-from progrpo.evaluation import bootstrap
+from progrpo.evaluation import resampling
 from progrpo.evaluation.bootstrap import (
     Interval,
     Term,
@@ -155,9 +155,9 @@ def test_memory_is_bounded_by_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(4).random(100)
     whole = bootstrap_mean(values, num_resamples=3000)
     sizes = []
-    original = bootstrap._weighted
-    monkeypatch.setattr(bootstrap, "_CHUNK_ELEMENTS", 1000)
-    monkeypatch.setattr(bootstrap, "_weighted", lambda *args: (sizes.append(100 * len(args[1])), original(*args))[1])
+    original = resampling._weighted
+    monkeypatch.setattr(resampling, "_CHUNK_ELEMENTS", 1000)
+    monkeypatch.setattr(resampling, "_weighted", lambda *args: (sizes.append(100 * len(args[1])), original(*args))[1])
     chunked = bootstrap_mean(values, num_resamples=3000)
     assert max(sizes) <= 1000
     assert chunked.value == whole.value
