@@ -18,7 +18,7 @@ from progrpo.algorithms.confidence import (
 )
 from progrpo.algorithms.covariance import clip_cov_mask, clipped_tokens, kl_cov_mask, token_covariance
 from progrpo.algorithms.pass_at_k import pass_at_k_advantage
-from progrpo.algorithms.shaping import overlong_penalty, sequence_mean_logprob, unlikeliness_rewards
+from progrpo.algorithms.shaping import overlong_penalty, unlikeliness_rewards
 
 __all__ = [
     "answer_confidence",
@@ -34,7 +34,6 @@ __all__ = [
     "predicted_tokens",
     "prompt_confidence",
     "reweight_advantages",
-    "sequence_mean_logprob",
     "tail_size",
     "token_covariance",
     "unlikeliness_rewards",

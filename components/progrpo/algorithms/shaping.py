@@ -9,21 +9,6 @@ from progrpo.algorithms.integers import floor_frac
 
 
 @torch.no_grad()
-def sequence_mean_logprob(logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Average the log-probabilities of a completion's tokens: the log of their geometric mean probability.
-
-    Args:
-        logprobs_BT: [B, T] log-probabilities of the sampled tokens.
-        mask_BT: [B, T], non-zero on tokens that count.
-
-    Returns:
-        [B] float32, <= 0; 0 for a row without tokens.
-    """
-    mask_BT = mask_BT.bool()
-    total_B = torch.where(mask_BT, logprobs_BT.float(), 0.0).sum(dim=1)
-    return total_B / mask_BT.sum(dim=1).clamp(min=1)
-
-
 def unlikeliness_rewards(rewards_PG: Tensor, mean_logprobs_PG: Tensor, beta: float) -> Tensor:
     """Lower the reward of a right answer the more, the likelier it was: the unlikeliness reward.
 
@@ -38,7 +23,7 @@ def unlikeliness_rewards(rewards_PG: Tensor, mean_logprobs_PG: Tensor, beta: flo
     Args:
         rewards_PG: [P, G] verdicts, 0 or 1, before any other shaping. NaN marks a completion the verifier could not
             score: it takes no part in the ranking, G counts the others, and it stays NaN.
-        mean_logprobs_PG: [P, G] from :func:`sequence_mean_logprob` under the policy that sampled.
+        mean_logprobs_PG: [P, G] mean log-probability of each completion's tokens under the policy that sampled.
         beta: in [0, 1); 0 gives back ``rewards_PG`` bit for bit.
 
     Returns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -52,6 +53,22 @@ class Completion:
     finish_reason: FinishReason
     logprobs: tuple[float, ...] | None = None
     scores: Scores | None = field(default=None, compare=False)
+
+    @classmethod
+    def cut(
+        cls, token_ids: Sequence[int], eos_token_ids: Sequence[int], logprobs: Sequence[float] | None = None
+    ) -> Completion:
+        """Cut behind the first EOS; what follows is padding, also where the pad token is an EOS itself."""
+        end = next((i for i, token in enumerate(token_ids) if token in eos_token_ids), None)
+        length = len(token_ids) if end is None else end + 1
+        kept = None if logprobs is None else tuple(logprobs[:length])
+        return cls(tuple(token_ids[:length]), "length" if end is None else "stop", kept)
+
+    @property
+    def mean_logprob(self) -> float:
+        """Mean of ``logprobs``, without those that are NaN as vLLM could not tell them; NaN if none is left."""
+        known = [value for value in self.logprobs or () if not math.isnan(value)]
+        return sum(known) / len(known) if known else math.nan
 
 
 class Engine(Protocol):

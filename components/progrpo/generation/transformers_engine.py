@@ -80,7 +80,7 @@ class TransformersEngine:
                 generation_config=config,
                 logits_processor=[sampler],
             )
-        completions = [self._cut(row) for row in output[:, prefix.ids.shape[1] :].tolist()]
+        completions = [Completion.cut(row, self._eos) for row in output[:, prefix.ids.shape[1] :].tolist()]
         if not sampler.scores:
             return completions
         scores_2RT = torch.stack(sampler.scores, dim=2).cpu().numpy()
@@ -88,10 +88,3 @@ class TransformersEngine:
             replace(completion, scores=Scores(*scores_2RT[:, row, : len(completion.token_ids)]))
             for row, completion in enumerate(completions)
         ]
-
-    def _cut(self, row: list[int]) -> Completion:
-        """Cut behind the first EOS; what follows is padding, also where the pad token is an EOS itself."""
-        end = next((i for i, token in enumerate(row) if token in self._eos), None)
-        if end is None:
-            return Completion(tuple(row), "length")
-        return Completion(tuple(row[: end + 1]), "stop")

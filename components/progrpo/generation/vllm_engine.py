@@ -123,19 +123,6 @@ class VLLMEngine:
                 f"to 'transformers'."
             ) from error
 
-    def sample(
-        self, prompts: Sequence[Sequence[int]], num_samples: int, settings: SamplingSettings, seed: int
-    ) -> list[list[Completion]]:
-        """Draw completions; see :meth:`complete`; a completion's key is its prompt's place and its number.
-
-        Raises:
-            DataError: an empty prompt.
-        """
-        owners = [p for p in range(len(prompts)) for _ in range(num_samples)]
-        keys = [(p, number) for p in range(len(prompts)) for number in range(num_samples)]
-        drawn = self.complete([prompts[p] for p in owners], keys, settings, seed)
-        return [drawn[p * num_samples : (p + 1) * num_samples] for p in range(len(prompts))]
-
     def complete(
         self, prompts: Sequence[Sequence[int]], keys: Sequence[Sequence[int]], settings: SamplingSettings, seed: int
     ) -> list[Completion]:

@@ -81,12 +81,5 @@ class TransformersRollouts:
         )
         logprobs = torch.stack(sampler.logprobs, dim=1).tolist()
         return [
-            cut_completion(tokens, row, eos) for tokens, row in zip(output[:, width:].tolist(), logprobs, strict=True)
+            Completion.cut(tokens, eos, row) for tokens, row in zip(output[:, width:].tolist(), logprobs, strict=True)
         ]
-
-
-def cut_completion(token_ids: Sequence[int], logprobs: Sequence[float], eos_token_ids: Sequence[int]) -> Completion:
-    """Cut behind the first EOS; what follows is padding, also where the pad token is an EOS itself."""
-    end = next((i for i, token in enumerate(token_ids) if token in eos_token_ids), None)
-    length = len(token_ids) if end is None else end + 1
-    return Completion(tuple(token_ids[:length]), "length" if end is None else "stop", logprobs=tuple(logprobs[:length]))

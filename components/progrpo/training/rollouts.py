@@ -8,7 +8,6 @@ Suffixes: P groups, G completions of a group.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -111,7 +110,8 @@ def judge(groups: Sequence[Group], method: Method, max_completion_tokens: int) -
         penalties = overlong_penalty(lengths, max_completion_tokens, shape.buffer_frac, shape.weight)
     algorithm = method.algorithm
     if isinstance(algorithm, Unlikeliness):
-        rewards = unlikeliness_rewards(rewards, _mean_logprobs(groups), algorithm.beta)
+        logprobs = torch.tensor([[r.completion.mean_logprob for r in group.rollouts] for group in groups])
+        rewards = unlikeliness_rewards(rewards, logprobs.nan_to_num(nan=0.0), algorithm.beta)  # not known: likely
     if isinstance(algorithm, PassK):
         advantages = pass_at_k_advantage(rewards, algorithm.k)  # of right and wrong; preflight refuses a penalty
     else:
@@ -121,18 +121,6 @@ def judge(groups: Sequence[Group], method: Method, max_completion_tokens: int) -
     if isinstance(algorithm, ProGRPO):
         gate = arm_gate(correct, scored, algorithm.apply_to)
     return Judgement(correct, rewards, penalties, advantages, gate)
-
-
-def _mean_logprobs(groups: Sequence[Group]) -> Tensor:
-    """Mean log-probability of each completion's tokens when it was sampled, [P, G] float32."""
-    means = [[_mean(rollout.completion.logprobs) for rollout in group.rollouts] for group in groups]
-    return torch.tensor(means, dtype=torch.float32)
-
-
-def _mean(values: Sequence[float] | None) -> float:
-    assert values is not None, "rollout engines report log-probabilities"
-    known = [value for value in values if not math.isnan(value)]  # vLLM leaves some out
-    return sum(known) / max(len(known), 1)
 
 
 @dataclass(frozen=True)

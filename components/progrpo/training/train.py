@@ -94,7 +94,7 @@ def train(
     with ExitStack() as stack:
         if is_first:
             output.mkdir(parents=True, exist_ok=True)
-        resume = None
+        resume = store = None
         if config.checkpointing is not None:
             from progrpo.training.resume import Resume, fingerprint
 
@@ -131,6 +131,7 @@ def train(
             "steps": trainer.state.global_step,
             **({"stopped": recorder.stopped} if recorder.stopped else {}),
             "num_processes": config.distributed.num_processes,
+            **({"state_upload_failures": store.num_upload_failures} if store is not None else {}),
             "hardware": describe_hardware(device),
             "versions": library_versions(*VERSIONED),
         },

@@ -20,7 +20,6 @@ they change.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -459,10 +458,6 @@ def _table(batch: Batch) -> dict[str, list[Any]]:
         "advantage": judgement.advantages.flatten().tolist(),
         "num_tokens": [len(rollout.completion.token_ids) for _, _, rollout in rows],
         "truncated": [rollout.completion.finish_reason == "length" for _, _, rollout in rows],
-        "mean_logprob": [_mean(rollout.completion.logprobs) for _, _, rollout in rows],
+        "mean_logprob": [rollout.completion.mean_logprob for _, _, rollout in rows],
         "live": batch.live.repeat_interleave(len(rows) // len(batch.groups)).tolist(),
     }
-
-
-def _mean(values: Sequence[float] | None) -> float:
-    return sum(values) / len(values) if values else float("nan")

@@ -10,27 +10,11 @@ from progrpo.algorithms import (
     group_relative_advantage,
     has_signal,
     overlong_penalty,
-    sequence_mean_logprob,
     unlikeliness_rewards,
 )
 from progrpo.algorithms.integers import floor_frac
 
 NAN = float("nan")
-
-
-# --- mean log-probability ---------------------------------------------------------------------------------------------
-
-
-def test_mean_log_probability_of_a_completion():
-    logprobs = torch.tensor([[-1.0, -2.0, -9.0], [-4.0, -9.0, -9.0], [-9.0, -9.0, -9.0]])
-    mask = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]])
-    assert sequence_mean_logprob(logprobs, mask).tolist() == [-1.5, -4.0, 0.0]
-
-
-def test_padding_of_minus_infinity_and_bfloat16():
-    mean = sequence_mean_logprob(torch.tensor([[-2.0, -torch.inf]], dtype=torch.bfloat16), torch.tensor([[1, 0]]))
-    assert mean.dtype == torch.float32
-    assert mean.item() == -2.0
 
 
 # --- unlikeliness -----------------------------------------------------------------------------------------------------

@@ -205,3 +205,16 @@ def test_scores_while_sampling_are_those_of_a_pass_of_its_own(llama: PreTrainedM
 
 def test_no_scores_where_none_are_asked_for(llama: PreTrainedModel) -> None:
     assert _engine(llama).complete([[5]], [(0,)], PLAIN, 0)[0].scores is None
+
+
+def test_a_completion_ends_with_its_first_eos():
+    assert Completion.cut([5, 2, 2, 0], [2, 3], [-0.5, -1.5, -9.0, -9.0]) == Completion((5, 2), "stop", (-0.5, -1.5))
+    assert Completion.cut([5, 3, 2], [2, 3]) == Completion((5, 3), "stop")
+    assert Completion.cut([5, 6], [2], [-1.0, -2.0]) == Completion((5, 6), "length", (-1.0, -2.0))
+
+
+def test_mean_logprob_leaves_out_what_is_not_known():
+    nan = float("nan")
+    assert Completion((5, 6, 7), "stop", (-1.0, nan, -2.0)).mean_logprob == -1.5
+    assert np.isnan(Completion((5,), "stop", (nan,)).mean_logprob)
+    assert np.isnan(Completion((5,), "stop").mean_logprob)
