@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import ssl
 import threading
 import uuid
 from collections.abc import Iterator
@@ -89,8 +90,9 @@ class Recorder:
         plugins_output: what a plugin leaves with every run.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, server: ThreadingHTTPServer) -> None:
+        self.server = server
+        self.url = f"http://127.0.0.1:{server.server_address[1]}"
         self.states = ["PENDING", "RUNNING", "SUCCEEDED"]
         self.failing: str | None = None
         self.tag_name, self.multi_user = "2.17.0", False
@@ -109,6 +111,11 @@ class Recorder:
         self.looks: dict[str, int] = {}
         self.lock = threading.RLock()
         self._models = kfp_server_api.ApiClient()
+
+    def wrap(self, context: ssl.SSLContext) -> None:
+        """Speak TLS from now on."""
+        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        self.url = self.url.replace("http://", "https://")
 
     def now(self) -> datetime:
         """The server's time, in whole seconds as its database keeps it."""
@@ -406,7 +413,7 @@ def _upload_version(recorder: Recorder, request: Request) -> Any:
     head = f"Content-Type: {request.headers['Content-Type']}\r\n\r\n".encode()
     parts = BytesParser().parsebytes(head + request.body).get_payload()
     content = next(part for part in parts if part.get_param("name", header="content-disposition") == "uploadfile")
-    documents = [item for item in yaml.safe_load_all(content.get_payload(decode=True)) if item]
+    documents = [item for item in yaml.load_all(content.get_payload(decode=True), Loader=yaml.CSafeLoader) if item]
     document = documents[0] if len(documents) == 1 else {"pipeline_spec": documents[0], "platform_spec": documents[1]}
     recorder.check_spec(document)
     query = request.query
@@ -417,7 +424,8 @@ def _upload_version(recorder: Recorder, request: Request) -> Any:
         raise Refused(409, "the version exists already")
     made = {
         "pipeline_id": query["pipelineid"], "pipeline_version_id": str(uuid.uuid4()), "display_name": query["name"],
-        "description": query.get("description", ""), "created_at": recorder.now().isoformat(), "pipeline_spec": document,
+        "description": query.get("description", ""), "created_at": recorder.now().isoformat(),
+        "pipeline_spec": document,
     }  # fmt: skip
     recorder.versions[made["pipeline_version_id"]] = made
     return made
@@ -444,7 +452,7 @@ def recording() -> Iterator[Recorder]:
     handler = type("Handler", (_Handler,), {})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    recorder = handler.recorder = Recorder(f"http://127.0.0.1:{server.server_address[1]}")
+    recorder = handler.recorder = Recorder(server)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

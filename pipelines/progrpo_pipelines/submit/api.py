@@ -68,19 +68,22 @@ class Api:
         if connection.ca_file is not None:
             configuration.ssl_ca_cert = str(connection.ca_file)
         configuration.api_key_prefix["authorization"] = "Bearer"
-        configuration.refresh_api_key_hook = self._refresh
         self._client = kfp.ApiClient(configuration)
         self.runs = kfp.RunServiceApi(self._client)
         self.experiments = kfp.ExperimentServiceApi(self._client)
         self.pipelines = kfp.PipelineServiceApi(self._client)
         self.uploads = kfp.PipelineUploadServiceApi(self._client)
 
-    def _refresh(self, configuration: Any) -> None:
-        """Called by kfp_server_api before every request."""
-        token, cookie = self.connection.token(), self.connection.cookie()
+    def _authenticate(self) -> str | None:
+        """Put the credentials there are now into the client, and return the token."""
+        token = self.connection.token()
+        keys = self._client.configuration.api_key
         if token:
-            configuration.api_key["authorization"] = token
-        self._client.cookie = cookie
+            keys["authorization"] = token
+        else:
+            keys.pop("authorization", None)
+        self._client.cookie = self.connection.cookie()
+        return token
 
     def health(self) -> dict[str, Any]:
         """Return what the server says of itself: ``multi_user``, and ``tag_name`` (its version) if it knows it."""
@@ -121,7 +124,7 @@ class Api:
         patience = self.patience_s if patience_s is None else patience_s
         started, wait_s = self.clock(), _FIRST_WAIT_S
         while True:
-            used = self.connection.token()
+            used = self._authenticate()
             try:
                 with nullcontext() if again else self._shield():
                     answer = function(*args, _request_timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S), **kwargs)
@@ -135,6 +138,11 @@ class Api:
                     continue  # replaced while the request was under way
                 failure = self._refused(error, maybe_done=status >= 500)
                 retry = status in TRANSIENT if again else status in _NOT_ACCEPTED
+            except AttributeError as error:
+                # kfp_server_api's own handling of a TLS failure fails: it decodes a body that is None.
+                if not isinstance(error.__context__, ApiException):
+                    raise
+                raise self._refused(error.__context__, maybe_done=False) from None
             except urllib3.exceptions.HTTPError as error:
                 sent = not isinstance(error, _NEVER_SENT)
                 failure, asked_s = self._unreachable(error, maybe_done=sent), None
@@ -150,7 +158,7 @@ class Api:
 
     def _refused(self, error: ApiException, *, maybe_done: bool) -> ApiError:
         status = int(error.status or 0)
-        if status == 0:  # how kfp_server_api reports a TLS failure
+        if status == 0:  # a TLS failure
             return ApiError(
                 f"{self.connection.endpoint}: TLS failed: {_one_line(error.reason)}. If the server's certificate is "
                 f"signed by a CA of your own, give its PEM file by --ca-file."

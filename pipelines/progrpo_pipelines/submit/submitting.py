@@ -67,7 +67,6 @@ class Submission:
             self.run, self._adopted = started.run, started.adopted
             verb = "adopted, started earlier by the same request" if started.adopted else "started"
             self._say(f"run {self.run.run_id} {verb}: {self._url}")
-            self._interrupts.check()
             if not self._waiting.wait:
                 return self._result(ExitCode.SUCCEEDED, f"the run was {verb}; nothing waits for its end (--wait does).")
             return self._follow()
@@ -80,6 +79,7 @@ class Submission:
         deadline = self._api.clock() + self._waiting.timeout_s
         while True:
             try:
+                self._interrupts.check()  # one that came while the run was being started
                 with open_display(self._console) as display:
                     for run in follow(self._api, self.run, deadline=deadline, poll_s=self._waiting.poll_s):
                         self.run = run
@@ -120,11 +120,11 @@ class Submission:
         self._interrupts.ignore()
         if self.run is None:
             return self._result(
-                ExitCode.INTERRUPTED, "interrupted before the server answered; no run is known to have been started."
+                ExitCode.INTERRUPTED, "a signal came before the server answered; no run is known to have been started."
             )
         if ending == "terminate":
-            return self._result(ExitCode.CANCELLED, f"interrupted. {self._end()}")
-        return self._result(ExitCode.INTERRUPTED, "interrupted; the run goes on.")
+            return self._result(ExitCode.CANCELLED, f"a signal ended the waiting. {self._end()}")
+        return self._result(ExitCode.INTERRUPTED, "a signal ended the waiting; the run goes on.")
 
     def _end(self) -> str:
         try:
