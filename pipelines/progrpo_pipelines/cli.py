@@ -15,6 +15,8 @@ import typer
 from progrpo import __version__
 from progrpo.config import PIPELINES
 from progrpo.errors import ConfigError, PipelineError, ProGRPOError
+from progrpo_pipelines.commands.doctor import EPILOG as DOCTOR_EPILOG
+from progrpo_pipelines.commands.doctor import doctor
 from progrpo_pipelines.commands.submit import EPILOG as SUBMIT_EPILOG
 from progrpo_pipelines.commands.submit import submit
 from progrpo_pipelines.commands.upload import EPILOG as UPLOAD_EPILOG
@@ -235,6 +237,7 @@ def rollouts(
 
 app.command("submit", epilog=SUBMIT_EPILOG)(submit)
 app.command("upload", epilog=UPLOAD_EPILOG)(upload)
+app.command("doctor", epilog=DOCTOR_EPILOG)(doctor)
 
 
 @app.command()

@@ -35,13 +35,13 @@ def is_followed(recorder) -> bool:
 @pytest.mark.parametrize(
     ("sent", "arguments", "code", "state", "message"),
     [
-        (signal.SIGINT, [], 130, "RUNNING", "a signal ended the waiting; the run goes on"),
+        (signal.SIGINT, [], 130, "RUNNING", "ended the waiting; the run goes on"),
         (
             signal.SIGTERM,
             ["--exit-on-interrupt", "leave"],
             130,
             "RUNNING",
-            "a signal ended the waiting; the run goes on",
+            "ended the waiting; the run goes on",
         ),
         (signal.SIGTERM, ["--exit-on-interrupt", "terminate"], 4, "CANCELED", "The run was told to end"),
     ],

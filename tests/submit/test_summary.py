@@ -20,7 +20,7 @@ def summary(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def bucket(s3_server, monkeypatch):
+def bucket(s3_server, monkeypatch):  # noqa: F811
     """A bucket, and the environment that leads to it."""
     for key, value in s3_server.environment.items():
         monkeypatch.setenv(key, value)
