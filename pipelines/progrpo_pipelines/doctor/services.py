@@ -96,7 +96,10 @@ def check_mlflow(environment: Mapping[str, str] = os.environ) -> Iterator[Check]
 
 def _mend_mlflow(error: str) -> str:
     if "401" in error or "403" in error or "PERMISSION" in error:
-        return "Check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN (secret progrpo-mlflow)."
+        return (
+            "Check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN: in a pod, "
+            "the secret progrpo-mlflow."
+        )
     return "Check MLFLOW_TRACKING_URI, that the server runs, and the network policies between here and it."
 
 
