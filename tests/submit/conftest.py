@@ -1,17 +1,15 @@
-"""The recorder, a compiled package, and the command as a user calls it."""
+"""The recorder, a small package, and the command as a user calls it."""
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
+from kfp import compiler, dsl
 
 from kfp_recorder import Recorder, recording
 from progrpo_pipelines import cli
 from progrpo_pipelines.submit import api, starting
-
-COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled"
 
 
 @dataclass(frozen=True)
@@ -25,6 +23,44 @@ class Done:
     @property
     def json(self) -> dict[str, Any]:
         return json.loads(self.out)
+
+
+@pytest.fixture(scope="session")
+def package_path(tmp_path_factory) -> str:
+    """A small compiled pipeline: a parameter of every type, a task, a loop, and a task that writes Markdown."""
+
+    def component(function):
+        return dsl.component(function, base_image="localhost/none:1", packages_to_install=[], install_kfp_package=False)
+
+    @component
+    def prepare(dataset: dict, experiment: str) -> list:
+        pass
+
+    @component
+    def train(seed: int, rate: float):
+        pass
+
+    @component
+    def evaluate(steps: int, summary: dsl.Output[dsl.Markdown], card: dsl.Output[dsl.Markdown]):
+        pass
+
+    @dsl.pipeline(name="evaluate")
+    def pipeline(
+        dataset: dict = {"source": "a"},  # noqa: B006 - kfp reads the default
+        experiment: str = "progrpo",
+        fast: bool = True,
+        rate: float = 1e-6,
+        seeds: list = [0, 1],  # noqa: B006
+        steps: int = 10,
+    ):
+        prepared = prepare(dataset=dataset, experiment=experiment).set_display_name("Prepare dataset")
+        with dsl.ParallelFor(seeds) as seed:
+            train(seed=seed, rate=rate).after(prepared).set_display_name("Train")
+        evaluate(steps=steps).after(prepared).set_display_name("Evaluate")
+
+    path = tmp_path_factory.mktemp("package") / "evaluate-smoke.yaml"
+    compiler.Compiler().compile(pipeline, str(path))
+    return str(path)
 
 
 @pytest.fixture
@@ -56,17 +92,11 @@ def progrpo(recorder, capsys):
 
 
 @pytest.fixture
-def submit(progrpo):
+def submit(progrpo, package_path):
     """Call ``progrpo submit`` with a small package, and wait for its end."""
 
-    def call(*arguments: str, package: str = str(COMPILED / "evaluate-smoke.yaml"), **kwargs: Any) -> Done:
+    def call(*arguments: str, package: str = package_path, **kwargs: Any) -> Done:
         common = ("--experiment", "nightly", "--wait", "--poll", "0.02s", "--retry-for", "0.4s")
         return progrpo("submit", package, *common, *arguments, **kwargs)
 
     return call
-
-
-@pytest.fixture
-def package_path() -> str:
-    """A small compiled pipeline."""
-    return str(COMPILED / "evaluate-smoke.yaml")

@@ -54,14 +54,14 @@ def test_literals_are_the_only_values():
 @pytest.fixture
 def package(tmp_path, package_path):
     """The small package with a parameter that must be given and one with literals."""
-    spec, *rest = yaml.safe_load_all(Path(package_path).read_text())
+    spec = yaml.safe_load(Path(package_path).read_text())
     spec["root"]["inputDefinitions"]["parameters"] |= {
         "checkpoint_uri": {"parameterType": "STRING"},
         "algorithm": {"parameterType": "STRING", "defaultValue": "grpo", "literals": ["grpo", "progrpo"]},
         "note": {"parameterType": "STRING", "isOptional": True},
     }
     path = tmp_path / "changed.yaml"
-    path.write_text(yaml.safe_dump_all([spec, *rest]))
+    path.write_text(yaml.safe_dump(spec))
     return path
 
 

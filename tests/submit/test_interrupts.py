@@ -6,18 +6,21 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled"
 
+@pytest.fixture
+def start(recorder, package_path):
+    """Start ``progrpo submit --wait`` as a process of its own."""
 
-def start(recorder, *arguments: str, **kwargs) -> subprocess.Popen:
-    command = [sys.executable, "-m", "progrpo_pipelines.cli", "submit", str(COMPILED / "evaluate-smoke.yaml")]
-    command += ["--experiment", "nightly", "--endpoint", recorder.url, "--wait", "--poll", "0.1s", *arguments]
-    kwargs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | kwargs
-    return subprocess.Popen(command, start_new_session=True, **kwargs)
+    def call(*arguments: str, **kwargs) -> subprocess.Popen:
+        command = [sys.executable, "-m", "progrpo_pipelines.cli", "submit", package_path, "--experiment", "nightly"]
+        command += ["--endpoint", recorder.url, "--wait", "--poll", "0.1s", *arguments]
+        kwargs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | kwargs
+        return subprocess.Popen(command, start_new_session=True, **kwargs)
+
+    return call
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
@@ -46,9 +49,9 @@ def is_followed(recorder) -> bool:
         (signal.SIGTERM, ["--exit-on-interrupt", "terminate"], 4, "CANCELED", "The run was told to end"),
     ],
 )
-def test_signal_without_a_terminal(recorder, tmp_path, sent, arguments, code, state, message):
+def test_signal_without_a_terminal(recorder, start, tmp_path, sent, arguments, code, state, message):
     recorder.states = ["RUNNING"]
-    process = start(recorder, "--junit", str(tmp_path / "junit.xml"), *arguments)
+    process = start("--junit", str(tmp_path / "junit.xml"), *arguments)
     wait_for(lambda: is_followed(recorder), process)
     process.send_signal(sent)
     _, err = process.communicate(timeout=60)
@@ -58,7 +61,7 @@ def test_signal_without_a_terminal(recorder, tmp_path, sent, arguments, code, st
     assert "a signal ended" in (tmp_path / "junit.xml").read_text()
 
 
-def test_signal_while_the_run_is_being_started_loses_no_run(recorder):
+def test_signal_while_the_run_is_being_started_loses_no_run(recorder, start):
     """The server takes a second over it; the signal comes in the middle, and the run is ended all the same."""
     recorder.states = ["RUNNING"]
     original = recorder.check
@@ -70,7 +73,7 @@ def test_signal_while_the_run_is_being_started_loses_no_run(recorder):
         return original(body, model)
 
     recorder.check = check
-    process = start(recorder, "--exit-on-interrupt", "terminate")
+    process = start("--exit-on-interrupt", "terminate")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 4, err
     assert [run["state"] for run in recorder.runs.values()] == ["CANCELED"]
@@ -79,11 +82,11 @@ def test_signal_while_the_run_is_being_started_loses_no_run(recorder):
 @pytest.mark.parametrize(
     ("answer", "code", "state"), [("t", 4, "CANCELED"), ("l", 130, "RUNNING"), ("c", 0, "SUCCEEDED")]
 )
-def test_ctrl_c_asks_on_a_terminal(recorder, answer, code, state):
+def test_ctrl_c_asks_on_a_terminal(recorder, start, answer, code, state):
     recorder.states = ["RUNNING"]
     terminal, slave = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
-    process = start(recorder, stdin=slave, stdout=slave, stderr=slave, env=environment)
+    process = start(stdin=slave, stdout=slave, stderr=slave, env=environment)
     os.close(slave)
     seen = ""
     wait_for(lambda: is_followed(recorder), process)

@@ -186,4 +186,5 @@ def test_progress_is_a_line_for_every_change(recorder, submit):
     assert shown[:2] == ["run: PENDING", "run: RUNNING"]
     assert shown.count("run: PENDING") == 1
     assert "Evaluate: SUCCEEDED after 1 min 30 s" in shown
+    assert {"Train #1: RUNNING", "Train #2: RUNNING"} <= set(shown)
     assert not any("driver" in line or "executor" in line for line in shown)

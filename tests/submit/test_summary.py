@@ -1,14 +1,9 @@
 """What a GitHub job shows of a run: verdict, tasks, links, and the comparison table out of the object store."""
 
-from pathlib import Path
-
 import pytest
 
 from kfp_recorder import Fault
-from progrpo_pipelines.submit.package import load_package
 from s3 import s3_server  # noqa: F401 - a fixture
-
-COMPARE = Path(__file__).parents[2] / "pipelines" / "compiled" / "compare-smoke.yaml"
 
 
 @pytest.fixture
@@ -66,17 +61,16 @@ def test_summary_of_a_run_that_could_not_be_started(recorder, submit, summary):
 
 def test_markdown_of_the_run_is_in_the_summary(recorder, submit, summary, bucket):
     """The driver's layout: ROOT/PIPELINE/RUN_ID/TASK/SALT/NAME; a task's other outputs are left alone."""
-    task = next(task for task in load_package(COMPARE).tasks() if task.name == "compare")
     seen_run = recorder.seen_run
 
     def write_and_see(run):
-        folder = f"kfp/compare/{run['run_id']}/compare/salt"
-        bucket.put_object(Bucket="artifacts", Key=f"{folder}/{task.markdown[0]}", Body=b"| arm | pass@8 |\n|---|---|\n")
-        bucket.put_object(Bucket="artifacts", Key=f"{folder}/other", Body=b"not this")
+        folder = f"kfp/evaluate/{run['run_id']}/evaluate/salt"
+        bucket.put_object(Bucket="artifacts", Key=f"{folder}/summary", Body=b"| arm | pass@8 |\n|---|---|\n")
+        bucket.put_object(Bucket="artifacts", Key=f"{folder}/card", Body=b"not this")
         return seen_run(run)
 
     recorder.seen_run = write_and_see
-    done = submit("--pipeline-root", "s3://artifacts/kfp", package=str(COMPARE))
+    done = submit("--pipeline-root", "s3://artifacts/kfp")
     assert done.code == 0, done.err
     assert recorder.posted("/runs")[0]["runtime_config"]["pipeline_root"] == "s3://artifacts/kfp"
     assert "| arm | pass@8 |" in summary.read_text()
@@ -87,7 +81,7 @@ def test_store_out_of_reach_costs_a_warning(recorder, submit, summary, monkeypat
     for key, value in {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "a",
                        "AWS_SECRET_ACCESS_KEY": "very-secret", "AWS_REGION": "us-east-1"}.items():  # fmt: skip
         monkeypatch.setenv(key, value)
-    done = submit("--pipeline-root", "s3://artifacts/kfp", package=str(COMPARE))
+    done = submit("--pipeline-root", "s3://artifacts/kfp")
     assert done.code == 0
     assert "the run's own summary is left out" in done.err
     assert "very-secret" not in done.err + summary.read_text()

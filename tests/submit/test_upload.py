@@ -16,9 +16,9 @@ def uploads(recorder) -> list[str]:
 
 
 @pytest.fixture
-def changed(tmp_path) -> Path:
+def changed(tmp_path, package_path) -> Path:
     """The small package with another default, under its own file name."""
-    text = (COMPILED / "evaluate-smoke.yaml").read_text()
+    text = Path(package_path).read_text()
     path = tmp_path / "evaluate-smoke.yaml"
     path.write_text(text.replace("defaultValue: progrpo", "defaultValue: another"))
     assert path.read_text() != text

@@ -9,11 +9,13 @@ from progrpo.storage import s3_client, split_s3_uri
 from progrpo_pipelines.submit.api import Notify
 from progrpo_pipelines.submit.package import Package
 
+SUMMARY = "summary"
+"""Name of the Markdown artifacts that say what a run came to; other cards are for the UI."""
 _MAX_BYTES = 256 * 1024
 
 
 def read_cards(run: Any, package: Package, pipeline_root: str | None, notify: Notify) -> list[str]:
-    """Return the Markdown artifacts of a run; none where the store is not known, and never an error.
+    """Return the summaries that a run wrote; none where the store is not known, and never an error.
 
     KFP 2.15-2.17 has no call that hands out an artifact, but the driver writes every one to
     ``ROOT/PIPELINE/RUN_ID/TASK/SALT/NAME`` (``provisionOutputs`` in its ``driver.go``).
@@ -33,11 +35,11 @@ def read_cards(run: Any, package: Package, pipeline_root: str | None, notify: No
     cards = []
     try:
         with s3_client(root) as client:
-            for name, output in [(task.name, output) for task in package.tasks() for output in task.markdown]:
+            for name in [task.name for task in package.tasks() if SUMMARY in task.markdown]:
                 bucket, key = split_s3_uri(f"{root}/{package.name}/{run.run_id}/{name}/")
                 pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
                 found = [item for page in pages for item in page.get("Contents", ())]
-                named = [item for item in found if item["Key"].rpartition("/")[2] == output]
+                named = [item for item in found if item["Key"].rpartition("/")[2] == SUMMARY]
                 for item in sorted(named, key=lambda item: str(item["Key"])):
                     if item["Size"] <= _MAX_BYTES:
                         body = client.get_object(Bucket=bucket, Key=item["Key"])["Body"].read()
