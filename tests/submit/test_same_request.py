@@ -9,14 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import yaml
 
-COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled"
+ROOT = Path(__file__).parents[2]
 
 
 def kfp_run_submit(recorder, package: Path, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Call the line that docs/ci.md shows."""
+    """Call kfp's command line."""
     command = [str(Path(sys.executable).with_name("kfp")), "--endpoint", recorder.url, "--output", "json"]
     command += ["run", "submit", "-e", "nightly", "-r", "run-1", "-f", str(package), *arguments]
     environment = os.environ | {"HOME": str(home), "KFP_EXISTING_TOKEN": "secret-token", "PYTHONWARNINGS": "ignore"}
@@ -34,28 +33,47 @@ def some_arguments(package: Path) -> dict[str, str]:
     return given
 
 
-@pytest.mark.parametrize(
-    ("package", "states", "codes"),
-    [("evaluate-smoke", ["SUCCEEDED"], (0, 0)), ("compare-smoke", ["FAILED"], (0, 1))],
-)
-def test_same_request(recorder, submit, monkeypatch, tmp_path, package, states, codes):
-    """The second case also shows why there is a command of ours: kfp's exit code is 0 although the run failed."""
-    recorder.token, recorder.states = "secret-token", states
-    monkeypatch.setenv("KFP_EXISTING_TOKEN", "secret-token")
-    path = COMPILED / f"{package}.yaml"
-    arguments = some_arguments(path)
-    settings = [f"{name}={value}" for name, value in arguments.items()]
-    theirs = kfp_run_submit(recorder, path, tmp_path, "-t", "60", *settings)
-    assert theirs.returncode == codes[0], theirs.stdout + theirs.stderr
-    recorder.experiments.clear()
-    ours = submit("--run-name", "run-1", *(text for item in settings for text in ("--set", item)), package=str(path))
-    assert ours.code == codes[1], ours.err
-
-    made = recorder.posted("/experiments")
-    assert [body["display_name"] for body in made] == ["nightly", "nightly"]
+def compared(recorder) -> None:
+    """Two runs were asked for, and they are the same but for the experiment's id."""
+    assert [body["display_name"] for body in recorder.posted("/experiments")] == ["nightly", "nightly"]
     first, second = ({**body, "experiment_id": "-"} for body in recorder.posted("/runs"))
     assert first == second
-    assert second["runtime_config"]["parameters"].keys() == arguments.keys()
+    assert first["runtime_config"]["parameters"]["experiment"] == "nightly"
+
+
+def test_lines_of_the_documentation(recorder, tmp_path):
+    """Both lines of docs/ci.md, as a shell runs them."""
+    text = (ROOT / "docs" / "ci.md").read_text().partition("<!-- tested lines -->")[2]
+    lines = [line.strip() for line in text.splitlines() if line.startswith("    ")][:2]
+    assert [line.split()[0] for line in lines] == ["kfp", "progrpo"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {"PATH": path, "HOME": str(tmp_path), "KFP_ENDPOINT": recorder.url, "PYTHONWARNINGS": "ignore"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    progrpo = f'progrpo() {{ "{sys.executable}" -m progrpo_pipelines.cli "$@"; }}; '  # also without an installation
+    for line in lines:
+        done = subprocess.run(
+            ["bash", "-c", progrpo + line], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        recorder.experiments.clear()
+    compared(recorder)
+
+
+def test_a_failed_run_with_every_kind_of_argument(recorder, submit, monkeypatch, tmp_path):
+    """It also shows why there is a command of ours: kfp's exit code is 0 although the run failed."""
+    recorder.token, recorder.states = "secret-token", ["FAILED"]
+    monkeypatch.setenv("KFP_EXISTING_TOKEN", "secret-token")
+    path = ROOT / "pipelines" / "compiled" / "compare-smoke.yaml"
+    arguments = some_arguments(path)
+    assert len(arguments) >= 3
+    settings = [f"{name}={value}" for name, value in arguments.items()]
+    theirs = kfp_run_submit(recorder, path, tmp_path, "-t", "60", *settings)
+    assert theirs.returncode == 0, theirs.stdout + theirs.stderr
+    recorder.experiments.clear()
+    ours = submit("--run-name", "run-1", *(text for item in settings for text in ("--set", item)), package=str(path))
+    assert ours.code == 1, ours.err
+    compared(recorder)
+    assert recorder.posted("/runs")[1]["runtime_config"]["parameters"].keys() == arguments.keys()
     assert "secret-token" not in ours.out + ours.err
 
 
