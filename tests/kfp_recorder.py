@@ -332,9 +332,13 @@ def _list_experiments(recorder: Recorder, request: Request) -> Any:
     )
 
 
+def _place(item: dict[str, Any]) -> tuple[Any, Any]:
+    return item.get("namespace"), item["display_name"]
+
+
 def _create_experiment(recorder: Recorder, request: Request) -> Any:
     body = recorder.check(request.body, "V2beta1Experiment")
-    if any(item["display_name"] == body["display_name"] for item in recorder.experiments.values()):
+    if any(_place(item) == _place(body) for item in recorder.experiments.values()):
         raise Refused(409, "the experiment exists already")
     made = body | {
         "experiment_id": str(uuid.uuid4()),
@@ -395,7 +399,7 @@ def _list_pipelines(recorder: Recorder, request: Request) -> Any:
 
 def _create_pipeline(recorder: Recorder, request: Request) -> Any:
     body = recorder.check(request.body, "V2beta1Pipeline")
-    if any(item["display_name"] == body["display_name"] for item in recorder.pipelines.values()):
+    if any(_place(item) == _place(body) for item in recorder.pipelines.values()):
         raise Refused(409, "the pipeline exists already")
     made = body | {"pipeline_id": str(uuid.uuid4()), "created_at": recorder.now().isoformat()}
     recorder.pipelines[made["pipeline_id"]] = made

@@ -9,7 +9,7 @@ import pytest
 
 from kfp_recorder import Fault
 from progrpo.errors import ConfigError
-from progrpo_pipelines.submit import connection
+from progrpo_pipelines.submit import api, connection
 from progrpo_pipelines.submit.connection import connect
 
 SECRET = "eyJ-very-secret"
@@ -152,3 +152,16 @@ def test_html_of_a_proxy_is_not_shown(recorder, submit):
     assert done.code == 5
     assert "answered 502 Bad Gateway. See" in done.err
     assert "script" not in done.err
+
+
+def test_pod_of_a_kubeflow_with_several_users_uses_its_own_namespace(recorder, submit, monkeypatch, tmp_path):
+    file = tmp_path / "namespace"
+    file.write_text("team")
+    monkeypatch.setattr(api, "IN_CLUSTER_NAMESPACE", file)
+    recorder.multi_user = True
+    assert submit().code == 0
+    assert recorder.posted("/experiments")[0]["namespace"] == "team"
+    assert submit("--namespace", "other").code == 0
+    recorder.multi_user = False
+    assert submit("--experiment", "alone").code == 0
+    assert "namespace" not in recorder.posted("/experiments")[-1]

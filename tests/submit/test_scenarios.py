@@ -187,3 +187,11 @@ def test_progress_is_a_line_for_every_change(recorder, submit):
     assert "Evaluate: SUCCEEDED after 1 min 30 s" in shown
     assert {"Train #1: RUNNING", "Train #2: RUNNING"} <= set(shown)
     assert not any("driver" in line or "executor" in line for line in shown)
+
+
+def test_log_that_wants_colours_is_still_a_log(recorder, submit, monkeypatch):
+    """GitHub's runners set no terminal, but many set FORCE_COLOR, which makes rich believe in one."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    err = submit().err
+    assert "run: SUCCEEDED" in err
+    assert "\x1b[" not in err.replace("\x1b[0m", "")

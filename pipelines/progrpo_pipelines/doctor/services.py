@@ -13,7 +13,7 @@ from typing import Any
 from progrpo.config import PIPELINES
 from progrpo.errors import ConfigError, StorageError
 from progrpo_pipelines.doctor.check import Check, shown
-from progrpo_pipelines.submit.connection import IN_CLUSTER_NAMESPACE, Connection
+from progrpo_pipelines.submit.connection import Connection
 
 TIMEOUT_S = 10.0
 _OLDEST_KFP, _PLUGIN_KFP = (2, 15), (2, 17)
@@ -40,9 +40,7 @@ def check_pipelines(connect: Any) -> Iterator[Check]:
     try:
         health = api.health()
         yield _version(name, connection, health)
-        namespace = connection.namespace
-        if health.get("multi_user") and not namespace and IN_CLUSTER_NAMESPACE.is_file():
-            namespace = IN_CLUSTER_NAMESPACE.read_text(encoding="utf-8").strip()
+        namespace = api.namespace
         if health.get("multi_user") and not namespace:
             yield Check("Pipelines", "failed", "this Kubeflow has several users", "Give --namespace NAMESPACE.")
             return

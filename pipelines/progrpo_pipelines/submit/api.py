@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from typing import Any
 
 import kfp_server_api as kfp
 import urllib3
 from kfp_server_api.exceptions import ApiException
 
-from progrpo_pipelines.submit.connection import HOW_TO_AUTHENTICATE, Connection
+from progrpo_pipelines.submit.connection import HOW_TO_AUTHENTICATE, IN_CLUSTER_NAMESPACE, Connection
 from progrpo_pipelines.submit.errors import ApiError
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 60.0
@@ -100,6 +101,13 @@ class Api:
             raise ApiError(f"{self.connection.endpoint} {_STRANGE}. {_WHERE}", 200)
         return answer
 
+    @cached_property
+    def namespace(self) -> str | None:
+        """The user's namespace: as given, or in a pod of a Kubeflow with several users the pod's own."""
+        if self.connection.namespace or not IN_CLUSTER_NAMESPACE.is_file():
+            return self.connection.namespace
+        return IN_CLUSTER_NAMESPACE.read_text(encoding="utf-8").strip() if self.health().get("multi_user") else None
+
     def call(
         self,
         function: Callable[..., Any],
@@ -158,6 +166,8 @@ class Api:
 
     def _refused(self, error: ApiException, *, maybe_done: bool) -> ApiError:
         status = int(error.status or 0)
+        if status == 0 and str(error.reason).startswith("Failed to parse"):
+            return ApiError(f"{self.connection.endpoint} {_STRANGE}: {_one_line(error.reason)}. {_WHERE}")
         if status == 0:  # a TLS failure
             return ApiError(
                 f"{self.connection.endpoint}: TLS failed: {_one_line(error.reason)}. If the server's certificate is "

@@ -34,8 +34,8 @@ class Display(Protocol):
 
 
 def open_display(console: Console) -> Display:
-    """Return a live table for a terminal, lines for a log."""
-    return LiveDisplay(console) if console.is_terminal else LineDisplay(console)
+    """Return a live table for a terminal, lines for a log, also for one that wants colours (FORCE_COLOR)."""
+    return LiveDisplay(console) if console.file.isatty() else LineDisplay(console)
 
 
 class LiveDisplay:

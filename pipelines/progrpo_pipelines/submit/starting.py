@@ -164,7 +164,7 @@ def find_or_create_experiment(api: Api, name: str) -> str:
     """Return the id of the experiment called ``name``."""
     if (found := _find_experiment(api, name)) is not None:
         return found
-    body = kfp.V2beta1Experiment(display_name=name, namespace=api.connection.namespace)
+    body = kfp.V2beta1Experiment(display_name=name, namespace=api.namespace)
     try:
         return str(api.call(api.experiments.experiment_service_create_experiment, body, again=False).experiment_id)
     except ApiError as error:  # another job may have made it at the same moment
@@ -184,7 +184,7 @@ def _find_experiment(api: Api, name: str) -> str | None:
         api,
         api.experiments.experiment_service_list_experiments,
         "experiments",
-        namespace=api.connection.namespace or "",
+        namespace=api.namespace or "",
         filter=name_filter(name),
     )
     if any(experiment.storage_state == "ARCHIVED" for experiment in found):

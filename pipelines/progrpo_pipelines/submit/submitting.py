@@ -107,7 +107,7 @@ class Submission:
 
     def _timed_out(self) -> Result:
         limit = duration(self._waiting.timeout_s)
-        left_at = f"the run has not ended in {limit}; its last state was {self.run.state}"
+        left_at = f"the run has not ended in {limit}; its last state was {self.run.state or 'PENDING'}"
         if not self._rows:
             left_at += " and no task of it has started: look for unschedulable pods (GPU quota, node selector, queue)"
         if self._waiting.on_timeout == "terminate":

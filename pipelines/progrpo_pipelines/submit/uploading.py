@@ -77,7 +77,7 @@ def find_pipeline(api: Api, name: str) -> str | None:
         api,
         api.pipelines.pipeline_service_list_pipelines,
         "pipelines",
-        namespace=api.connection.namespace or "",
+        namespace=api.namespace or "",
         filter=name_filter(name),
     )
     return str(found[0].pipeline_id) if found else None
@@ -87,7 +87,7 @@ def _create_pipeline(api: Api, package: Package) -> str:
     body = kfp.V2beta1Pipeline(
         display_name=package.name,
         description=package.spec.get("pipelineInfo", {}).get("description"),
-        namespace=api.connection.namespace,
+        namespace=api.namespace,
     )
     try:
         return str(api.call(api.pipelines.pipeline_service_create_pipeline, body, again=False).pipeline_id)
