@@ -109,6 +109,13 @@ def test_file_that_is_no_package(submit, tmp_path, content, message):
     assert message in done.err
 
 
+def test_file_is_a_file_by_its_looks(submit):
+    for target in ("missing.yaml", "packages/compare", "compare.zip"):
+        done = submit(package=target)
+        assert done.code == 2
+        assert f"cannot read {target}: No such file" in done.err
+
+
 def test_unknown_pipeline_names_the_closest(submit):
     done = submit(package="compar")
     assert done.code == 2

@@ -2,7 +2,6 @@
 
 import ssl
 import subprocess
-import threading
 from pathlib import Path
 
 import pytest
@@ -43,22 +42,35 @@ def test_wrong_token_is_not_shown(recorder, submit, token_file):
     assert SECRET not in done.out + done.err
 
 
-def test_token_that_is_replaced_while_waiting(recorder, submit, token_file):
+@pytest.fixture
+def at_second_look(recorder):
+    """Have something done when the run is looked at for the second time."""
+
+    def have(action):
+        seen_run = recorder.seen_run
+
+        def seen(run):
+            if recorder.looks[run["run_id"]] == 1:
+                action()
+            return seen_run(run)
+
+        recorder.seen_run = seen
+
+    return have
+
+
+def test_token_that_is_replaced_while_waiting(recorder, submit, token_file, at_second_look):
     """The kubelet renews a projected token every hour or so; runs take days."""
     recorder.token = SECRET
-    recorder.states = ["RUNNING"] * 10 + ["SUCCEEDED"]
 
     def renew():
         token_file.write_text("renewed")
         recorder.token = "renewed"
 
-    timer = threading.Timer(0.3, renew)
-    timer.start()
-    try:
-        assert submit("--token-file", str(token_file), "--poll", "0.1s").code == 0
-    finally:
-        timer.cancel()
-    assert recorder.token == "renewed"
+    at_second_look(renew)
+    assert submit("--token-file", str(token_file)).code == 0
+    used = [request.headers.get("authorization") for request in recorder.requests]
+    assert (used[0], used[-1]) == (f"Bearer {SECRET}", "Bearer renewed")
 
 
 def test_session_cookie(recorder, submit, tmp_path, monkeypatch):
@@ -165,3 +177,13 @@ def test_pod_of_a_kubeflow_with_several_users_uses_its_own_namespace(recorder, s
     recorder.multi_user = False
     assert submit("--experiment", "alone").code == 0
     assert "namespace" not in recorder.posted("/experiments")[-1]
+
+
+def test_token_file_that_vanishes_while_waiting(recorder, submit, token_file, at_second_look):
+    """The run is known by then, and so must be what is reported."""
+    recorder.token, recorder.states = SECRET, ["RUNNING"]
+    at_second_look(token_file.unlink)
+    done = submit("--token-file", str(token_file), "--json")
+    assert done.code == 5
+    assert done.json["run_id"] in recorder.runs
+    assert "cannot be read" in done.json["message"]

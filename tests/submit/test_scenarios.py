@@ -80,7 +80,12 @@ SCENARIOS = {
     "500 that stays": Scenario(
         5, "log of the deployment ml-pipeline", faults=[_fault("GET", RUN, 500, times=99)], junit="error"
     ),
-    "503 at the start": Scenario(0, "answered 503", faults=[_fault("POST", "/runs$", 503)]),
+    "503 of the server at the start": Scenario(
+        0, "answered 503", faults=[_fault("POST", "/runs$", 503, headers={"Retry-After": "0"})]
+    ),
+    "503 of a proxy at the start": Scenario(
+        5, "was not started, as far as the server shows", faults=[_fault("POST", "/runs$", 503)], runs=0, junit="error"
+    ),
     "cut while waiting": Scenario(0, "the connection was cut", faults=[_fault("GET", RUN, cut="before", times=2)]),
     "cut before the run is made": Scenario(
         5, "was not started, as far as the server shows", faults=[_fault("POST", "/runs$", cut="before")], runs=0,

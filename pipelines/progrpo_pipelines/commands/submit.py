@@ -181,10 +181,11 @@ def _read(
     """Return the package and its checked arguments; ``target`` is a file, or the name of a pipeline to compile."""
     from progrpo_pipelines.submit.package import load_package
 
-    if target.endswith((".yaml", ".yml")) or Path(target).is_file():
+    path = Path(target)
+    if target not in PIPELINES and (path.suffix or len(path.parts) > 1 or path.is_file()):
         if preset is not None:
             raise ConfigError("--preset belongs to the name of a pipeline; a package has its defaults compiled in.")
-        package = load_package(Path(target))
+        package = load_package(path)
         return package, package.arguments(settings, params_file)
 
     import tempfile

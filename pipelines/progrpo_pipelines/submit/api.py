@@ -27,7 +27,6 @@ CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 60.0
 PATIENCE_S = 300.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0
 TRANSIENT = (429, 500, 502, 503, 504)
-_NOT_ACCEPTED = (429, 503)  # the server says that it did not take the request
 _NEVER_SENT = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
 _ERROR_LENGTH = 500
 
@@ -144,8 +143,10 @@ class Api:
                 status, asked_s = int(error.status or 0), _retry_after(error.headers)
                 if status == 401 and self.connection.token() != used:
                     continue  # replaced while the request was under way
-                failure = self._refused(error, maybe_done=status >= 500)
-                retry = status in TRANSIENT if again else status in _NOT_ACCEPTED
+                # A bare 503 may be a proxy's, about a request that the server got; with Retry-After it is the server's.
+                not_accepted = status == 429 or (status == 503 and asked_s is not None)
+                failure = self._refused(error, maybe_done=status >= 500 and not not_accepted)
+                retry = status in TRANSIENT if again else not_accepted
             except AttributeError as error:
                 # kfp_server_api's own handling of a TLS failure fails: it decodes a body that is None.
                 if not isinstance(error.__context__, ApiException):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from progrpo.errors import ConfigError
 from progrpo_pipelines.durations import duration
 from progrpo_pipelines.submit.api import Api
 from progrpo_pipelines.submit.display import open_display
@@ -74,6 +75,10 @@ class Submission:
             return self._interrupted("leave")
         except ApiError as error:
             return self._result(ExitCode.API, str(error))
+        except ConfigError as error:
+            if self.run is None:
+                raise
+            return self._result(ExitCode.API, str(error))  # such as a token file that is gone by now
 
     def _follow(self) -> Result:
         deadline = self._api.clock() + self._waiting.timeout_s
