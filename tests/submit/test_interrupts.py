@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from kfp_recorder import Fault
+
 
 @pytest.fixture
 def start(recorder, package_path):
@@ -77,6 +79,17 @@ def test_signal_while_the_run_is_being_started_loses_no_run(recorder, start):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 4, err
     assert [run["state"] for run in recorder.runs.values()] == ["CANCELED"]
+
+
+def test_run_that_cannot_be_ended_is_not_said_to_be_cancelled(recorder, start):
+    recorder.states = ["RUNNING"]
+    recorder.faults = [Fault("POST", ":terminate$", 403)]
+    process = start("--exit-on-interrupt", "terminate")
+    wait_for(lambda: is_followed(recorder), process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 5, err
+    assert "could NOT be ended and goes on" in err
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,10 @@ class Submission:
         failed = [row for row in self._rows if row.state == "FAILED"]
         said = " ".join(((self.run.error and self.run.error.message) or "").split())
         causes = "; ".join(f"{row.title}{': ' + row.error if row.error else ''}" for row in failed) or said
-        where = f" See its log: kubectl logs {failed[0].pod}, or the run's page." if failed and failed[0].pod else ""
+        where = ""
+        if failed and failed[0].pod:
+            option = f" -n {self._api.namespace}" if self._api.namespace else ""
+            where = f" See its log: kubectl logs{option} {failed[0].pod}, or the run's page."
         return self._result(ExitCode.FAILED, f"the run failed{': ' + causes if causes else ''}.{where}")
 
     def _timed_out(self) -> Result:
@@ -116,7 +119,7 @@ class Submission:
         if not self._rows:
             left_at += " and no task of it has started: look for unschedulable pods (GPU quota, node selector, queue)"
         if self._waiting.on_timeout == "terminate":
-            ending = self._end()
+            _, ending = self._end()
         else:
             ending = "It goes on; --exit-on-timeout terminate would have ended it."
         return self._result(ExitCode.TIMEOUT, f"{left_at}. {ending}")
@@ -128,16 +131,17 @@ class Submission:
                 ExitCode.INTERRUPTED, "a signal came before the server answered; no run is known to have been started."
             )
         if ending == "terminate":
-            return self._result(ExitCode.CANCELLED, f"a signal ended the waiting. {self._end()}")
+            ended, text = self._end()
+            return self._result(ExitCode.CANCELLED if ended else ExitCode.API, f"a signal ended the waiting. {text}")
         return self._result(ExitCode.INTERRUPTED, "a signal ended the waiting; the run goes on.")
 
-    def _end(self) -> str:
+    def _end(self) -> tuple[bool, str]:
         try:
             self._api.patience_s = _TERMINATE_PATIENCE_S
             terminate(self._api, self.run.run_id)
         except ApiError as error:
-            return f"The run could NOT be ended and goes on: {error}"
-        return "The run was told to end."
+            return False, f"The run could NOT be ended and goes on: {error}"
+        return True, "The run was told to end."
 
     @property
     def _url(self) -> str | None:
