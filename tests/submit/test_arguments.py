@@ -128,7 +128,8 @@ def test_pipeline_by_name_is_compiled_with_its_preset(recorder, submit):
     assert done.code == 0, done.err
     (body,) = recorder.posted("/runs")
     assert body["runtime_config"]["parameters"]["experiment"] == "2024"
-    assert body["pipeline_spec"]["pipelineInfo"]["name"] == "evaluate"
+    spec = body["pipeline_spec"].get("pipeline_spec", body["pipeline_spec"])
+    assert spec["pipelineInfo"]["name"] == "evaluate"
 
 
 def test_no_cache_reaches_every_task(recorder, submit, package_path):
