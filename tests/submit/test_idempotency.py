@@ -81,6 +81,30 @@ def test_lost_answer_with_a_key_is_taken_up_by_the_second_try(recorder, submit):
     assert len(recorder.runs) == 1
 
 
+def test_lost_answer_is_not_mixed_up_with_an_earlier_failure(recorder, submit):
+    recorder.states = ["FAILED"]
+    submit(*KEY)
+    recorder.states = ["SUCCEEDED"]
+    recorder.faults = [Fault("POST", "/runs$", cut="before")]
+    done = submit(*KEY, "--json")
+    assert (done.code, done.json["run_id"]) == (5, None)
+    assert submit(*KEY).code == 0
+
+
+def test_run_is_followed_even_if_the_race_cannot_be_looked_into(recorder, submit):
+    recorder.faults = [Fault("GET", "/runs$", 403, times=0)]
+    original = recorder.check
+
+    def check(body, model):
+        recorder.faults[0].times = 1 if model == "V2beta1Run" else 0
+        return original(body, model)
+
+    recorder.check = check
+    done = submit(*KEY)
+    assert done.code == 0, done.err
+    assert "is not known" in done.err
+
+
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     """A git repository with one commit, which we are in."""

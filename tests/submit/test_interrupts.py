@@ -81,6 +81,16 @@ def test_signal_while_the_run_is_being_started_loses_no_run(recorder, start):
     assert [run["state"] for run in recorder.runs.values()] == ["CANCELED"]
 
 
+def test_signal_while_another_job_is_looked_for_loses_no_run(recorder, start):
+    recorder.states = ["RUNNING"]
+    process = start("--exit-on-interrupt", "terminate", "--idempotency-key", "k")
+    wait_for(lambda: recorder.runs, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 4, err
+    assert [run["state"] for run in recorder.runs.values()] == ["CANCELED"]
+
+
 def test_run_that_cannot_be_ended_is_not_said_to_be_cancelled(recorder, start):
     recorder.states = ["RUNNING"]
     recorder.faults = [Fault("POST", ":terminate$", 403)]

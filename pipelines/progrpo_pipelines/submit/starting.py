@@ -155,9 +155,28 @@ def start(api: Api, request: Request) -> Started:
             raise
         # The answer was lost, not necessarily the request: sending it again could start a second run.
         run = _look_for(api, request, experiment_id, name, error)
-    if request.mark is None:
-        return Started(run, adopted=False)
-    return _settle_race(api, request, experiment_id, run)
+    return Started(run, adopted=False)
+
+
+def settle_race(api: Api, request: Request, started: Started) -> Started:
+    """Return the run to follow where two jobs may have started the same one at the same moment.
+
+    Both saw no run then; after a moment both see both, and the younger run ends. Without a key there is no such pair.
+    """
+    run = started.run
+    if request.mark is None or started.adopted:
+        return started
+    api.sleep(_RACE_S)
+    try:
+        first = next(iter(_same(api, request, run.experiment_id)), run)
+        if first.run_id == run.run_id:
+            return started
+        api.notify(f"another job started the same run at the same time; {run.run_id} is ended for {first.run_id}.")
+        terminate(api, run.run_id)
+    except ApiError as error:
+        api.notify(f"whether another job started the same run at the same time is not known: {error}")
+        return started
+    return Started(first, adopted=True)
 
 
 def find_or_create_experiment(api: Api, name: str) -> str:
@@ -211,11 +230,16 @@ def _marked(api: Api, request: Request, experiment_id: str) -> list[Any]:
     return sorted(useful, key=lambda run: (run.created_at is None, run.created_at, run.run_id))
 
 
+def _same(api: Api, request: Request, experiment_id: str) -> list[Any]:
+    """Those of them that the same request started."""
+    return [run for run in _marked(api, request, experiment_id) if run.description == request.mark]
+
+
 def _find(api: Api, request: Request, experiment_id: str) -> Any:
     if request.mark is None:
         return None
     runs = _marked(api, request, experiment_id)
-    same = [run for run in runs if run.description.split("\n")[0] == request.mark]
+    same = [run for run in runs if run.description == request.mark]
     if runs and not same and not (request.idempotency_key or "").startswith(f"{GIT_KEY}-"):
         raise ConfigError(
             f"--idempotency-key {request.idempotency_key} belongs to another request already: run "
@@ -226,11 +250,7 @@ def _find(api: Api, request: Request, experiment_id: str) -> Any:
 
 def _look_for(api: Api, request: Request, experiment_id: str, name: str, error: ApiError) -> Any:
     """Find the run of a request whose answer was lost."""
-    if request.mark is not None:
-        key, value, operation = "description", request.mark, "IS_SUBSTRING"
-    elif request.name is None:
-        key, value, operation = "display_name", name, "EQUALS"  # ours alone
-    else:
+    if request.mark is None and request.name is not None:
         raise ApiError(
             f"{error} The run may have been started: look for {name!r} in experiment {request.experiment!r} before "
             f"trying again. With --idempotency-key a second try takes up the first one.",
@@ -239,28 +259,15 @@ def _look_for(api: Api, request: Request, experiment_id: str, name: str, error: 
     for look in range(_LOOKS):
         if look:
             api.sleep(_LOOK_EVERY_S)
-        found = list_all(
-            api,
-            api.runs.run_service_list_runs,
-            "runs",
-            experiment_id=experiment_id,
-            filter=name_filter(value, key=key, operation=operation),
-        )
+        if request.mark is not None:
+            found = _same(api, request, experiment_id)
+        else:  # the name is ours alone
+            function = api.runs.run_service_list_runs
+            found = list_all(api, function, "runs", experiment_id=experiment_id, filter=name_filter(name))
         if found:
             api.notify("the answer was lost, but the run was started.")
             return found[0]
     raise ApiError(f"{error} The run was not started, as far as the server shows. Try again.", error.status)
-
-
-def _settle_race(api: Api, request: Request, experiment_id: str, run: Any) -> Started:
-    """Two jobs may both have seen no run: after a moment both see both, and the younger run ends."""
-    api.sleep(_RACE_S)
-    first = next((other for other in _marked(api, request, experiment_id) if other.description == request.mark), run)
-    if first.run_id == run.run_id:
-        return Started(run, adopted=False)
-    api.notify(f"another job started the same run at the same time; {run.run_id} is ended for {first.run_id}.")
-    terminate(api, run.run_id)
-    return Started(first, adopted=True)
 
 
 def _check_plugins(api: Api) -> None:

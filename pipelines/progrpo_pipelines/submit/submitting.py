@@ -15,7 +15,7 @@ from progrpo_pipelines.submit.display import open_display
 from progrpo_pipelines.submit.errors import ApiError, ExitCode
 from progrpo_pipelines.submit.interrupts import Interrupts
 from progrpo_pipelines.submit.result import Result, find_links
-from progrpo_pipelines.submit.starting import Request, start, terminate
+from progrpo_pipelines.submit.starting import Request, settle_race, start, terminate
 from progrpo_pipelines.submit.waiting import TaskRow, WaitTimeoutError, follow, task_rows
 
 Ending = Literal["terminate", "leave"]
@@ -65,6 +65,8 @@ class Submission:
         """Start the run, and follow it if that is wanted; errors of the API become the verdict."""
         try:
             started = start(self._api, self._request)
+            self.run = started.run  # known from here on, whatever comes
+            started = settle_race(self._api, self._request, started)
             self.run, self._adopted = started.run, started.adopted
             verb = "adopted, started earlier by the same request" if started.adopted else "started"
             self._say(f"run {self.run.run_id} {verb}: {self._url}")
@@ -72,7 +74,7 @@ class Submission:
                 return self._result(ExitCode.SUCCEEDED, f"the run was {verb}; nothing waits for its end (--wait does).")
             return self._follow()
         except KeyboardInterrupt:
-            return self._interrupted("leave")
+            return self._interrupted((self.run is not None and self._waiting.on_interrupt()) or "leave")
         except ApiError as error:
             return self._result(ExitCode.API, str(error))
         except ConfigError as error:
