@@ -105,11 +105,12 @@ def submit(
     on_interrupt: Annotated[
         OnInterrupt,
         typer.Option(
-            "--exit-on-interrupt", help="Of the run, at Ctrl-C or SIGTERM. ask: leave it where there is no terminal."
+            "--exit-on-interrupt",
+            help="What becomes of the run at Ctrl-C or SIGTERM; ask: left where there is no terminal.",
         ),
     ] = OnInterrupt.ask,
     on_timeout: Annotated[
-        OnTimeout, typer.Option("--exit-on-timeout", help="The run when the time is over.")
+        OnTimeout, typer.Option("--exit-on-timeout", help="What becomes of the run when the time is over.")
     ] = OnTimeout.leave,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON; progress goes to stderr.")] = False,
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a JUnit file.")] = None,
