@@ -25,6 +25,7 @@ from progrpo.evaluation.summary import BOOTSTRAP, summarise
 from progrpo.evaluation.table import build_table
 from progrpo.manifest import MANIFEST_NAME, Manifest, read_manifest, write_atomic, write_manifest
 from progrpo.metrics import Progress
+from progrpo.rewards import check_verifiers
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ def evaluate(
 
     Raises:
         ManifestError: an input that is not a finished artifact of its kind.
-        ConfigError: settings that do not fit the checkpoint, a trained arm without a seed, no such device.
+        ConfigError: settings that do not fit the checkpoint, a trained arm without a seed, no such device, no sandbox
+            for problems of code.
         DataError: no held-out problems, or a prompt that cannot be rendered or leaves no room for a completion.
         CheckpointError: no chat template, no EOS token, or weights that cannot be loaded.
     """
@@ -82,6 +84,7 @@ def evaluate(
         raise DataError(
             f"{dataset / 'eval.parquet'} has no problems: nothing to evaluate. Prepare it with held-out rows."
         )
+    check_verifiers({problem.task for problem in problems})
     tokenizer = load_tokenizer(checkpoint)
     prompts = render_prompts(tokenizer, problems)
     check_room(problems, prompts, config.max_completion_tokens, context_length(checkpoint))

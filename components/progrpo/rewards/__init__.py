@@ -7,13 +7,13 @@ Tasks: ``countdown``, ``exact``, ``math`` (math-verify, in worker processes that
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from progrpo.errors import ConfigError
 from progrpo.rewards import code, countdown, exact, mathematics
 from progrpo.rewards.verdict import Verdict
 
-__all__ = ["VERIFIER_VERSIONS", "Verdict", "verify", "verify_batch"]
+__all__ = ["VERIFIER_VERSIONS", "Verdict", "check_verifiers", "verify", "verify_batch"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,16 @@ VERIFIER_VERSIONS: dict[str, str] = {
 """Task -> version of its verifier. Results verified by different versions are not comparable."""
 
 _PLAIN: dict[str, Callable[[str, str], Verdict]] = {"countdown": countdown.verify, "exact": exact.verify}
+
+
+def check_verifiers(tasks: Collection[str]) -> None:
+    """Refuse a machine that could not verify these tasks, before anything is sampled for them.
+
+    Raises:
+        ConfigError: programs can neither be isolated here nor sent to a server.
+    """
+    if "code" in tasks:
+        code.check_ready()
 
 
 def verify(task: str, answer: str, completion: str) -> Verdict:

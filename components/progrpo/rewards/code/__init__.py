@@ -51,8 +51,7 @@ def verify_all(items: Sequence[tuple[str, str]]) -> list[Verdict]:
     )
     passed: dict[tuple[str, str], bool | None] = {}
     if keys:
-        url = os.environ.get(URL_VARIABLE)
-        if url:
+        if url := os.environ.get(URL_VARIABLE):
             from progrpo.rewards.code.client import run_remotely
 
             outcomes = run_remotely(url, keys)
@@ -66,6 +65,20 @@ def verify_all(items: Sequence[tuple[str, str]]) -> list[Verdict]:
         else _verdict(passed.get((answer, program), False), shown[program])
         for (answer, _), program in zip(items, programs, strict=True)
     ]
+
+
+def check_ready() -> None:
+    """Refuse a machine that has neither a sandbox nor a server for programs.
+
+    Raises:
+        ConfigError: likewise.
+    """
+    if url := os.environ.get(URL_VARIABLE):
+        from progrpo.rewards.code.client import check_server
+
+        check_server(url)
+    else:
+        check_isolation(isolation())
 
 
 def _verdict(passed: bool | None, answer: str) -> Verdict:

@@ -32,14 +32,19 @@ def run_remotely(url: str, programs: Sequence[tuple[str, str]]) -> list[bool | N
     Raises:
         ConfigError: a URL that is none, no server there from the start, or one of another version.
     """
-    _check_server(url)
+    check_server(url)
     requests = list(_requests(programs))
     with ThreadPoolExecutor(min(NUM_REQUESTS, len(requests))) as threads:
         replies = list(threads.map(lambda request: _outcomes(url, request), requests))
     return [outcome for reply in replies for outcome in reply]
 
 
-def _check_server(url: str) -> None:
+def check_server(url: str) -> None:
+    """Ask a server, once a process, whether it is there and of this version.
+
+    Raises:
+        ConfigError: it is not.
+    """
     from progrpo.rewards.code import URL_VARIABLE, VERSION
 
     if url in _known:
