@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from progrpo.comparison.ability import ability_results, ability_warnings
 from progrpo.comparison.checks import (
     check_comparable,
     check_trainings,
@@ -133,7 +134,8 @@ def _estimate(
             for arm in by_arm
             if START in by_arm and arm != START
         ),
-        warnings=tuple(find_warnings(everything, trainings)),
+        ability=tuple(ability_results(config, by_arm)),
+        warnings=(*find_warnings(everything, trainings), *ability_warnings(by_arm)),
         gate=judge(config, by_arm, ["the arms were measured in different ways"] if differing else []),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from progrpo.comparison.result import ArmDifference, ArmResult, Comparison, Difference, Estimate
+from progrpo.comparison.result import AbilityResult, ArmDifference, ArmResult, Comparison, Difference, Estimate
 from progrpo.config import START
 from progrpo.metrics import EVAL_METRICS, pass_at
 
@@ -88,6 +88,9 @@ def headline_sentences(comparison: Comparison) -> list[str]:
             continue
         parts = [_difference_phrase(name, difference.metrics[name]) for name in names]
         sentences.append(f"{alarm}{difference.arm} minus {comparison.baseline}: {'; '.join(parts)}.")
+    worse = [f"{a.arm} in {a.task} ({a.metric})" for a in comparison.ability if a.outcome == "worse"]
+    if worse:
+        sentences.append(f"General ability got worse, resolved: {', '.join(worse)}.")
     return sentences or [f"{comparison.baseline} is the only arm; there is nothing to compare it with."]
 
 
@@ -155,6 +158,13 @@ def markdown_summary(comparison: Comparison) -> str:
             if difference.arm != START:
                 note = " ".join(power_sentences(difference, comparison.num_problems))
                 lines += ["", f"{difference.arm} minus {comparison.baseline}, of studies like this one. {note}"]
+    if comparison.ability:
+        rows = [
+            [a.arm, a.task, a.metric, f"{a.before:.4f}", f"{a.after:.4f}", str(ability_cell(a)), a.outcome]
+            for a in comparison.ability
+        ]
+        columns = ["Arm", "Task", "Metric", START, "Arm", f"Arm minus {START}", "Verdict"]
+        lines += ["", "General ability (lm-eval):", "", *_markdown_table(columns, rows)]
     lines += ["", f"{_basis(comparison)}"]
     return "\n".join(lines) + "\n"
 
@@ -215,6 +225,13 @@ def estimate_cell(name: str, estimate: Estimate) -> Cell:
 def difference_cell(name: str, difference: Difference) -> Cell:
     """Format a difference with its sign; of fractions, in percentage points."""
     value, low, high = (signed_number(name, each) for each in (difference.value, difference.low, difference.high))
+    return Cell(value, f"[{low}, {high}]")
+
+
+def ability_cell(ability: AbilityResult) -> Cell:
+    """Format what became of a metric of lm-eval, in the metric's own unit."""
+    difference = ability.difference
+    value, low, high = (signed(each, 4) for each in (difference.value, difference.low, difference.high))
     return Cell(value, f"[{low}, {high}]")
 
 

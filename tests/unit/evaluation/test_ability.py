@@ -33,11 +33,11 @@ def test_a_loss_is_told_from_noise(tmp_path: Path, capsys: pytest.CaptureFixture
     before = _measurement(tmp_path / "before", [1] * 60 + [0] * 40)
     worse = _measurement(tmp_path / "worse", [1] * 40 + [0] * 60)
     noise = _measurement(tmp_path / "noise", [1] * 58 + [0] * 40 + [1] * 2)
-    (loss,) = compare_ability(before, worse)
+    (loss,) = compare_ability(before, [worse])
     assert (loss.before, loss.after, loss.outcome) == (0.6, 0.4, "worse")
     assert loss.difference.value == pytest.approx(-0.2)
-    assert compare_ability(before, noise)[0].outcome == "not resolved"
-    assert compare_ability(worse, before)[0].outcome == "better"
+    assert compare_ability(before, [noise])[0].outcome == "not resolved"
+    assert compare_ability(worse, [before])[0].outcome == "better"
     assert main(["--compare", str(before), str(worse)]) == 1
     assert "t acc: 0.6000 -> 0.4000, -0.2000" in capsys.readouterr().out
     assert main(["--compare", str(before), str(noise)]) == 0
@@ -51,7 +51,7 @@ def test_other_questions_are_not_compared(tmp_path: Path) -> None:
         "settings differ": _measurement(tmp_path / "c", [1, 0], limit=2),
     }.items():
         with pytest.raises(ComparisonError, match=name):
-            compare_ability(before, other)
+            compare_ability(before, [other])
 
 
 @pytest.mark.skipif(util.find_spec("lm_eval") is not None, reason="lm-eval is installed")
@@ -88,6 +88,6 @@ def test_lm_eval_on_local_data(embedded_checkpoint: Path, tmp_path: Path) -> Non
     assert accuracy["num_documents"] == 12
     assert 0 <= accuracy["low"] <= accuracy["value"] <= accuracy["high"] <= 1
     assert read_manifest(tmp_path / "out", "ability").inputs["checkpoint"] == document["checkpoint_digest"]
-    assert [d.outcome for d in compare_ability(tmp_path / "out", tmp_path / "out")] == ["not resolved"]
+    assert [d.outcome for d in compare_ability(tmp_path / "out", [tmp_path / "out"])] == ["not resolved"]
     with pytest.raises(ConfigError, match="knows no task nonsense"):
         measure_ability(config.model_copy(update={"tasks": ("nonsense",)}), embedded_checkpoint, tmp_path / "other")
