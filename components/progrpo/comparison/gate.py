@@ -152,10 +152,12 @@ def rule_text(rule: RuleResult | GateRule, candidate: str) -> str:
 def _rule_reason(rule: GateRule, candidate: str, estimate: Estimate, threshold: float, outcome: str) -> str:
     metric = rule.metric
     other = f"{rule.fraction:g} × {rule.against}" if isinstance(rule, Keeps) else rule.against
-    # One digit more than in tables: "[-1.0, 0.2] is above -1.0" would puzzle.
-    value, low, high, bound = (
-        signed_number(metric, each, extra_digits=1) for each in (estimate.value, estimate.low, estimate.high, threshold)
-    )
+    # One digit more than in tables, and more where it takes them: "[-1.0, 0.2] is above -1.0" would puzzle.
+    numbers = (estimate.value, estimate.low, estimate.high, threshold)
+    for extra in range(1, 5):
+        value, low, high, bound = (signed_number(metric, each, extra_digits=extra) for each in numbers)
+        if outcome == "not_resolved" or threshold in numbers[1:3] or bound not in (low, high):
+            break
     where = "includes"
     if outcome != "not_resolved":
         where = "is below" if (outcome == "holds") == (metric in LOWER_IS_BETTER) else "is above"

@@ -224,15 +224,26 @@ def estimate_cell(name: str, estimate: Estimate) -> Cell:
 
 def difference_cell(name: str, difference: Difference) -> Cell:
     """Format a difference with its sign; of fractions, in percentage points."""
-    value, low, high = (signed_number(name, each) for each in (difference.value, difference.low, difference.high))
-    return Cell(value, f"[{low}, {high}]")
+    scale, digits = _scale(name)
+    return _signed_cell(difference, scale, digits)
+
+
+def _signed_cell(difference: Difference, scale: float, digits: int) -> Cell:
+    """Format with as many more digits, three at most, as it takes for no end of a resolved interval to round to 0."""
+    ends = (scale * difference.low, scale * difference.high)
+    if difference.resolved:
+        digits = next((d for d in range(digits, digits + 3) if all(float(f"{end:.{d}f}") for end in ends)), digits + 3)
+    low, high = (signed(end, digits) for end in ends)
+    if difference.low > 0 and float(f"{ends[0]:.{digits}f}") == 0:
+        low = "> 0"
+    if difference.high < 0 and float(f"{ends[1]:.{digits}f}") == 0:
+        high = "< 0"
+    return Cell(signed(scale * difference.value, digits), f"[{low}, {high}]")
 
 
 def ability_cell(ability: AbilityResult) -> Cell:
     """Format what became of a metric of lm-eval, in the metric's own unit."""
-    difference = ability.difference
-    value, low, high = (signed(each, 4) for each in (difference.value, difference.low, difference.high))
-    return Cell(value, f"[{low}, {high}]")
+    return _signed_cell(ability.difference, 1.0, 4)
 
 
 def signed_number(name: str, value: float, *, extra_digits: int = 0) -> str:
