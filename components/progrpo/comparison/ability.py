@@ -40,6 +40,7 @@ def ability_results(config: CompareConfig, evaluations: Mapping[str, Sequence[Ev
                     before=each.before,
                     after=each.after,
                     difference=difference,
+                    higher_is_better=each.higher_is_better,
                     outcome=each.outcome,
                 )
             )

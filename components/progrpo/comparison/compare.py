@@ -112,6 +112,7 @@ def _estimate(
         arms.append(estimate_arm(of_arm, trainings, ks, names, config))
         progress.update(len(arms), len(by_arm))
     baseline = by_arm[config.baseline]
+    ability = ability_results(config, by_arm)
     differing = protocol_differences(everything)
     return Comparison(
         baseline=config.baseline,
@@ -134,9 +135,9 @@ def _estimate(
             for arm in by_arm
             if START in by_arm and arm != START
         ),
-        ability=tuple(ability_results(config, by_arm)),
+        ability=tuple(ability),
         warnings=(*find_warnings(everything, trainings), *ability_warnings(by_arm)),
-        gate=judge(config, by_arm, ["the arms were measured in different ways"] if differing else []),
+        gate=judge(config, by_arm, ["the arms were measured in different ways"] if differing else [], ability=ability),
     )
 
 

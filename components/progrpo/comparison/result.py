@@ -114,6 +114,7 @@ class AbilityResult(_Frozen):
     before: float
     after: float
     difference: Difference = Field(description="after - before, paired by document")
+    higher_is_better: bool
     outcome: Literal["worse", "better", "not resolved"]
 
 
@@ -122,7 +123,7 @@ class RuleResult(_Frozen):
 
     metric: str
     against: str
-    relation: Literal["better", "not_worse", "keeps"]
+    relation: Literal["better", "not_worse", "keeps", "keeps_ability"]
     fraction: float = Field(description="of against's value that is subtracted; 1 unless the relation is keeps")
     threshold: float = Field(description="what the contrast is held against, in the metric's unit")
     candidate_value: float

@@ -55,6 +55,7 @@ class AbilityDifference:
     before: float
     after: float
     difference: Interval
+    higher_is_better: bool
     outcome: Literal["worse", "better", "not resolved"]
 
 
@@ -187,12 +188,12 @@ def compare_ability(before: Path, after: Sequence[Path], bootstrap: Bootstrap = 
         arms = [[other[task, metric][name] for name in values] for other in others]
         bounds = _bounds([*a, *(value for arm in arms for value in arm)])
         interval = bootstrap_difference([(arm, None) for arm in arms], [(a, None)], bounds=bounds, **bootstrap)
-        sign = -1 if document.get("higher_is_better", {}).get(task, {}).get(metric.split(",")[0]) is False else 1
+        higher_is_better = document.get("higher_is_better", {}).get(task, {}).get(metric.split(",")[0]) is not False
         outcome: Literal["worse", "better", "not resolved"] = "not resolved"
         if interval.excludes(0):
-            outcome = "worse" if sign * interval.value < 0 else "better"
+            outcome = "better" if (interval.value > 0) == higher_is_better else "worse"
         mean = sum(map(sum, arms)) / sum(map(len, arms))
-        differences.append(AbilityDifference(task, metric, sum(a) / len(a), mean, interval, outcome))
+        differences.append(AbilityDifference(task, metric, sum(a) / len(a), mean, interval, higher_is_better, outcome))
     return differences
 
 
