@@ -88,9 +88,13 @@ def headline_sentences(comparison: Comparison) -> list[str]:
             continue
         parts = [_difference_phrase(name, difference.metrics[name]) for name in names]
         sentences.append(f"{alarm}{difference.arm} minus {comparison.baseline}: {'; '.join(parts)}.")
-    worse = [f"{a.arm} in {a.task} ({a.metric})" for a in comparison.ability if a.outcome == "worse"]
+    worse: dict[str, list[str]] = {}
+    for ability in comparison.ability:
+        if ability.outcome == "worse":
+            worse.setdefault(ability.arm, []).append(f"{ability.task} {ability.metric}")
     if worse:
-        sentences.append(f"General ability got worse, resolved: {', '.join(worse)}.")
+        listed = "; ".join(f"{arm} in {', '.join(metrics)}" for arm, metrics in worse.items())
+        sentences.append(f"General ability got worse, resolved: {listed}.")
     return sentences or [f"{comparison.baseline} is the only arm; there is nothing to compare it with."]
 
 

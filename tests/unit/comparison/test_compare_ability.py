@@ -76,7 +76,7 @@ def test_every_arm_is_held_against_the_start_over_its_seeds(evaluations, tmp_pat
     report, summary = (tmp_path / "out" / name for name in ("report.html", "summary.md"))
     for text in (report.read_text(), summary.read_text()):
         assert "hellaswag" in text
-        assert "General ability got worse, resolved: grpo in hellaswag (acc)" in text
+        assert "General ability got worse, resolved: grpo in hellaswag acc." in text
         assert "0.4450" in text
     assert 'href="#ability"' in report.read_text()
     assert not [warning for warning in comparison.warnings if "ability" in warning]

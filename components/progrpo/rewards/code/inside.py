@@ -139,7 +139,7 @@ rt_sigqueueinfo 129 138; rt_tgsigqueueinfo 297 240; pidfd_send_signal 424 424; p
 ptrace 101 117; process_vm_readv 310 270; process_vm_writev 311 271; kcmp 312 272; setsid 112 157; setpgid 109 154;
 creat 85 -1; truncate 76 45; rename 82 -1; renameat 264 38; renameat2 316 276; mkdir 83 -1; mkdirat 258 34; rmdir 84 -1;
 link 86 -1; linkat 265 37; unlink 87 -1; unlinkat 263 35; symlink 88 -1; symlinkat 266 36; mknod 133 -1; mknodat 259 33;
-chmod 90 -1; fchmod 91 52; fchmodat 268 53; fchmodat2 452 452; chown 92 -1; fchown 93 55; lchown 94 -1; fchownat 260 54;
+chmod 90 -1; fchmod 91 52; fchmodat 268 53; chown 92 -1; fchown 93 55; lchown 94 -1; fchownat 260 54;
 setxattr 188 5; lsetxattr 189 6; fsetxattr 190 7; removexattr 197 14; lremovexattr 198 15; fremovexattr 199 16;
 utime 132 -1; utimes 235 -1; futimesat 261 -1; utimensat 280 88; shmget 29 194; semget 64 190; msgget 68 186;
 mq_open 240 180; memfd_create 319 279; memfd_secret 447 447; setpriority 141 140; sched_setparam 142 118;
@@ -156,6 +156,7 @@ _LD, _JEQ, _JGE, _JSET, _RET = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _EPERM, _ENOSYS = 1, 38
 _CLONE_THREAD = 0x10000
+_FIRST_UNKNOWN = 450  # Python needs none of the later system calls, and what those still to come do is not known
 _OPEN_TO_WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -177,6 +178,7 @@ def _filter(machine: str) -> list[tuple[int, int, int, int]]:
     rules = [(_LD, 0, 0, 4), (_JEQ, 1, 0, arch), (_RET, 0, 0, _KILL), (_LD, 0, 0, 0)]
     if machine == "x86_64":
         rules += [(_JGE, 0, 1, 0x40000000), (_RET, 0, 0, _ERRNO | _EPERM)]  # the x32 ABI has numbers of its own
+    rules += [(_JGE, 0, 1, _FIRST_UNKNOWN), (_RET, 0, 0, _ERRNO | _ENOSYS)]
     for entry in _DENIED.split(";"):
         number = int(entry.split()[1 + column])
         if number >= 0:
@@ -189,19 +191,12 @@ def _filter(machine: str) -> list[tuple[int, int, int, int]]:
         load = (_LD, 0, 0, 16 + 8 * argument)
         rules.extend([(_JEQ, 0, 4, number), load, test, (_RET, 0, 0, _ALLOW), (_RET, 0, 0, _ERRNO | _EPERM)])
 
-    by_name = {
-        "clone": (56, 220),
-        "kill": (62, 129),
-        "tgkill": (234, 131),
-        "prlimit64": (302, 261),
-        "openat": (257, 56),
-    }
-    numbers = {name: both[column] for name, both in by_name.items()}
-    only(numbers["clone"], 0, (_JSET, 0, 1, _CLONE_THREAD))  # threads are allowed
-    only(numbers["kill"], 0, (_JEQ, 0, 1, os.getpid()))
-    only(numbers["tgkill"], 0, (_JEQ, 0, 1, os.getpid()))
-    only(numbers["prlimit64"], 0, (_JEQ, 0, 1, 0))
-    only(numbers["openat"], 2, (_JSET, 1, 0, _OPEN_TO_WRITE))
+    only((56, 220)[column], 0, (_JSET, 0, 1, _CLONE_THREAD))  # clone: threads
+    only((62, 129)[column], 0, (_JEQ, 0, 1, os.getpid()))  # kill: itself
+    only((234, 131)[column], 0, (_JEQ, 0, 1, os.getpid()))  # tgkill
+    only((302, 261)[column], 0, (_JEQ, 0, 1, 0))  # prlimit64: itself
+    only((157, 167)[column], 0, (_JEQ, 1, 0, 1))  # prctl: not PR_SET_PDEATHSIG
+    only((257, 56)[column], 2, (_JSET, 1, 0, _OPEN_TO_WRITE))  # openat: to read
     if machine == "x86_64":
         only(2, 1, (_JSET, 1, 0, _OPEN_TO_WRITE))  # open
     return [*rules, (_RET, 0, 0, _ALLOW)]
@@ -235,9 +230,14 @@ def _restrict_files(readable: list[str], listable: list[str]) -> None:
     os.close(ruleset)
 
 
+def die_with_parent() -> None:
+    """No sandbox outlives who asked for it; a forked child has to ask for this again."""
+    _call("PR_SET_PDEATHSIG", _libc.prctl(1, signal.SIGKILL, 0, 0, 0))
+
+
 def prepare(job: dict[str, Any]) -> None:
     """Give up privileges and the file system; what is left to :func:`confine` is what a parent of programs needs."""
-    _call("PR_SET_PDEATHSIG", _libc.prctl(1, signal.SIGKILL, 0, 0, 0))  # no sandbox outlives who asked for it
+    die_with_parent()
     _call("PR_SET_DUMPABLE", _libc.prctl(4, 0, 0, 0, 0))  # nobody reads this process through /proc
     header, nothing = struct.pack("=Ii", 0x20080522, 0), struct.pack("=6I", *[0] * 6)
     _call("capset", _libc.capset(ctypes.c_char_p(header), ctypes.c_char_p(nothing)))
@@ -342,6 +342,7 @@ def _become_program(job: dict[str, Any], module: types.ModuleType, stdin: int, s
         sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
         sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
         try:
+            die_with_parent()
             confine(job)
         except (IsolationError, OSError, ValueError):
             os._exit(REFUSED)

@@ -134,7 +134,7 @@ class Sandbox:
         """Send a message; False if the process does not take it by the deadline, of the monotonic clock."""
         data = memoryview(inside.pack(message))
         while data:
-            if not select.select([], [self._requests], [], max(0.0, deadline - time.monotonic()))[1]:
+            if not _is_ready(self._requests, select.POLLOUT, deadline):
                 return False
             try:
                 data = data[os.write(self._requests, data) :]
@@ -157,7 +157,7 @@ class Sandbox:
     def _read(self, size: int, deadline: float) -> bytes | None:
         parts = []
         while size:
-            if not select.select([self._replies], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            if not _is_ready(self._replies, select.POLLIN, deadline):
                 return None
             part = os.read(self._replies, min(size, 1 << 20))
             if not part:
@@ -165,6 +165,13 @@ class Sandbox:
             parts.append(part)
             size -= len(part)
         return b"".join(parts)
+
+
+def _is_ready(fd: int, event: int, deadline: float) -> bool:
+    """Wait for a file; not with select, which takes no file above 1023, and an engine has many open."""
+    poll = select.poll()
+    poll.register(fd, event)
+    return bool(poll.poll(1000 * max(0.0, deadline - time.monotonic())))
 
 
 def cannot_isolate(reason: str) -> str:
