@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from progrpo.config import DatasetConfig, FileSource
+from progrpo.config import GRPO, Arm, DatasetConfig, FileSource, TrainConfig
 from progrpo.data.dataset import load_problems
 from progrpo.data.prepare import prepare_dataset
 from progrpo.errors import ConfigError, DataError
 from progrpo.evaluation.evaluate import evaluate
 from progrpo.rewards import VERIFIER_VERSIONS, code, verify_batch
+from progrpo.training.train import train
 from progrpo_pipelines.presets import resolve
 
 EXAMPLES = Path(__file__).parents[3] / "examples/benchmarks"
@@ -140,3 +141,20 @@ def test_a_pickle_that_does_more_than_hold_a_text_is_refused() -> None:
     with pytest.raises(ValueError, match="opcode GLOBAL"):
         _converter().convert(_row(hostile))
     assert not Path("/tmp/progrpo-escaped").exists()
+
+
+def test_training_does_not_start_either(
+    embedded_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{**row, "problem": f"{row['problem']} {i}"} for i in range(4) for row in ROWS["codeforces"]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = FileSource(train_uri=str(tmp_path / "rows.jsonl"), prompt_column="problem", task="code")
+    prepare_dataset(DatasetConfig(source=source), tmp_path / "dataset")
+    monkeypatch.setenv("PROGRPO_CODE_ISOLATION", "none")
+    config = TrainConfig(steps=1, prompts_per_step=1, group_size=2, max_completion_tokens=4)
+    with pytest.raises(ConfigError, match="Allowed: full, pod"):
+        train(
+            Arm(name="grpo", algorithm=GRPO()), 0, config,
+            dataset=tmp_path / "dataset", checkpoint=embedded_checkpoint, output=tmp_path / "run", run_id="run",
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()

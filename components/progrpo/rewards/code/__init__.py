@@ -23,7 +23,9 @@ VERSION = "1"
 URL_VARIABLE = "PROGRPO_SANDBOX_URL"
 MAX_PROGRAM = 1 << 20
 """Characters. A longer program is wrong."""
-NUM_WORKERS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+NUM_WORKERS = max(1, _CORES // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+"""Programs at once: a core each, shared among the ranks of a node, whose number torchrun sets."""
 
 logger = logging.getLogger(__name__)
 _lock = threading.Lock()
