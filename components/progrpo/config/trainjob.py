@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,13 @@ from progrpo.config.training import TrainConfig
 
 DNS_NAME = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
+
+
+class NodeResources(Config):
+    """What a node gets, as in the ``resources`` of a pod's container."""
+
+    limits: dict[str, int | str] = Field({}, description="such as {nvidia.com/gpu: 8, memory: 900Gi}")
+    requests: dict[str, int | str] = Field({}, description="such as {cpu: 64, memory: 900Gi}")
 
 
 class TrainJobConfig(Config):
@@ -25,8 +32,8 @@ class TrainJobConfig(Config):
         "auto", description="how a TrainJob changes pods: Trainer 2.2 and later, or 2.1; auto: ask the API server"
     )
     image: str | None = Field(None, min_length=1, max_length=500, description="absent: the runtime's")
-    resources_per_node: dict[Literal["limits", "requests"], dict[str, Any]] | None = Field(
-        None, description="as in a pod; absent: those of the pipeline's task, else the runtime's"
+    resources_per_node: NodeResources | None = Field(
+        None, description="absent: those of the pipeline's task, else the runtime's"
     )
     queue: str | None = Field(None, pattern=DNS_NAME, description="Kueue LocalQueue; absent: none")
     priority_class: str | None = Field(None, pattern=DNS_NAME, description="Kueue WorkloadPriorityClass; needs queue")
