@@ -3,6 +3,7 @@
 Both run on this machine's loopback; no cluster was used.
 """
 
+import logging
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from progrpo.config import TrainConfig
+from progrpo.errors import ManifestError
 from progrpo.manifest import MANIFEST_NAME, read_manifest
 from progrpo.metrics import read_jsonl
 from progrpo.storage import localize
@@ -176,6 +178,7 @@ def pod(monkeypatch):
 def test_a_run_that_is_finished_is_left_alone(store, store_job, pod, one_node, tmp_path, caplog):
     job = store_job("finished")
     publish(one_node, job.output)
+    caplog.set_level(logging.INFO)
     assert main(["--job", job.as_argument()], termination_log=tmp_path / "log") == 0
     assert "finished already" in caplog.text
     assert not (tmp_path / "log").exists()
@@ -245,7 +248,7 @@ def test_an_upload_that_was_cut_off_is_no_artifact(store, tiny_dataset):
     publish(tiny_dataset, "s3://pipelines/v2/cut")
     client = store.client()
     client.put_object(Bucket="pipelines", Key="v2/cut/train.parquet", Body=b"half")
-    with pytest.raises(Exception, match="train.parquet has 4 bytes; the manifest lists"):
+    with pytest.raises(ManifestError, match=r"train.parquet has 4 bytes; the manifest lists"):
         published("s3://pipelines/v2/cut", "dataset")
     client.delete_object(Bucket="pipelines", Key=f"v2/cut/{MANIFEST_NAME}")
     assert published("s3://pipelines/v2/cut", "dataset") is None
