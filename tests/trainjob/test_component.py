@@ -73,7 +73,7 @@ def test_inputs_and_outputs_are_those_of_train(compiled):
 
 
 def test_the_step_runs_from_kubeflows_inputs_to_a_training_run(
-    api, job, write_output, tiny_dataset, embedded_checkpoint, tmp_path, monkeypatch
+    api, job, write_output, tiny_dataset, embedded_checkpoint, tmp_path
 ):
     """The function that Kubeflow's executor calls, with the numbers as floats and a task configuration."""
     api.script = [lambda: (write_output(), api.condition("Complete"))]
@@ -109,7 +109,7 @@ def test_wrong_settings_and_inputs_fail_before_anything_is_created(api, tiny_dat
     values = {"dataset": tiny_dataset, "checkpoint": embedded_checkpoint, "uris": uris, "tracking": tracking}
     with pytest.raises(ConfigError, match=r"trainjob: node: unknown key.*num_nodes"):
         steps.launch_train(run, {}, {"node": 2}, **values)
-    with pytest.raises(ConfigError, match="does not divide among trainjob.num_nodes 2"):
+    with pytest.raises(ConfigError, match=r"does not divide among trainjob.num_nodes 2"):
         steps.launch_train(run, {}, {}, **values)
     with pytest.raises(ManifestError, match="a dataset artifact is needed"):
         steps.launch_train(run, {}, {}, **values | {"dataset": embedded_checkpoint})

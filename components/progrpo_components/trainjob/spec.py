@@ -265,7 +265,9 @@ def _pod(config: TrainJobConfig, task: TaskConfig | None, *, hardened: bool) -> 
 
 
 def _patch(api: Api, pod: Json, labels: Mapping[str, str]) -> Json:
-    metadata = {"labels": {key: value for key, value in labels.items() if not key.startswith("kueue.")}}
+    own = {key: value for key, value in labels.items() if not key.startswith("kueue.")}
+    # A proxy of Istio, which Kubeflow's profiles inject, would outlive the training and keep the pod, and its GPUs.
+    metadata = {"labels": {**own, "sidecar.istio.io/inject": "false"}}
     template = {"metadata": metadata, "spec": pod}
     if api == "podTemplateOverrides":
         return {"targetJobs": [{"name": NODE}], **template}

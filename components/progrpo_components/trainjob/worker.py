@@ -13,6 +13,7 @@ import argparse
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from contextlib import suppress
@@ -85,6 +86,8 @@ def work(job: WorkerJob) -> None:
             nodes=nodes,
         )
         if nodes.is_first and local_path(job.output) is None:
+            # A pod that is told to stop has its grace period to finish this, which days of training went into.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             publish(output, job.output)
             logger.info("the training run is at %s", job.output)
     finally:
@@ -118,4 +121,6 @@ def _exit(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    # The first process of a container ignores SIGTERM unless it says otherwise.
+    signal.signal(signal.SIGTERM, lambda signum, _frame: sys.exit(128 + signum))
     _exit(main())
