@@ -11,6 +11,7 @@ import itertools
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,11 +59,13 @@ class KubernetesApi:
         self.events: list[dict] = []
         self.workflows: dict[str, dict] = {}
         self.logs: dict[str, list[tuple[str, str]]] = {}
-        self.log_cuts: list[int] = []
-        """After how many bytes the next log streams break off."""
+        self.log_cuts: list[tuple[int, bool]] = []
+        """After how many bytes the next log streams end, and whether the connection breaks or the stream ends well."""
         self.faults: list[Fault] = []
         self.script: list[Callable[[], None]] = []
         self.requests: list[tuple[str, str, dict[str, list[str]], dict | None]] = []
+        self.times: list[float] = []
+        """When each request came, seconds."""
         self.deletion_polls = 0
         """How many looks a deleted TrainJob stays for."""
         self._numbers = itertools.count(1000)
@@ -176,6 +179,7 @@ def serve(api: KubernetesApi, kubeconfig: Path, *, token: str = TOKEN) -> Iterat
             body = json.loads(self.rfile.read(length)) if length else None
             with api.lock:
                 api.requests.append((self.command, parts.path, query, body))
+                api.times.append(time.monotonic())
                 if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                     return self._status(401, "Unauthorized")
                 for fault in api.faults:
@@ -249,17 +253,17 @@ def serve(api: KubernetesApi, kubeconfig: Path, *, token: str = TOKEN) -> Iterat
             assert not since or re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", since), since
             lines = [f"{time} {text}\n" for time, text in api.logs.get(pod, ()) if time[:19] >= since[:19]]
             data = "".join(lines).encode()
-            cut = api.log_cuts.pop(0) if api.log_cuts and query["follow"] == ["true"] else None
+            cut, breaks = api.log_cuts.pop(0) if api.log_cuts and query["follow"] == ["true"] else (None, False)
             self.send_response(200)
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
             data = data if cut is None else data[:cut]
             if data:
                 self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-            if cut is None:
-                self.wfile.write(b"0\r\n\r\n")
-            else:
+            if breaks:
                 self.close_connection = True
+            else:
+                self.wfile.write(b"0\r\n\r\n")
 
         def _json(self, value: dict | None, status: int = 200) -> None:
             if value is None:

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 from progrpo.config import TrainConfig
 from progrpo.errors import ManifestError
-from progrpo.manifest import MANIFEST_NAME, read_manifest
+from progrpo.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from progrpo.metrics import read_jsonl
 from progrpo.storage import localize, s3_client
 from progrpo.training.launch import launch
@@ -172,9 +172,12 @@ def pod(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-def test_a_run_that_is_finished_is_left_alone(store, store_job, pod, one_node, tmp_path, caplog):
+def test_a_run_that_is_finished_is_left_alone(store, store_job, pod, tmp_path, caplog):
     job = store_job("finished")
-    publish(one_node, job.output)
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "metrics.jsonl").write_text("{}\n")
+    write_manifest(tmp_path / "training", "training")
+    publish(tmp_path / "training", job.output)
     caplog.set_level(logging.INFO)
     assert main(["--job", job.as_argument()], termination_log=tmp_path / "log") == 0
     assert "finished already" in caplog.text
@@ -202,6 +205,11 @@ def test_what_fails_is_left_for_the_launcher(store, store_job, pod, tmp_path, mo
     code, name, message = fails(store_job("x"), tmp_path)
     assert (code, name) == (2, "ConfigError")
     assert "num_processes is 2, but 2 nodes with 4 processes each" in message
+    monkeypatch.setenv("PET_NPROC_PER_NODE", "auto")  # what Trainer sets where the TrainJob leaves it open
+    code, name, message = fails(store_job("x"), tmp_path)
+    assert (code, name) == (2, "ConfigError")
+    assert "PET_NPROC_PER_NODE=auto" in message
+    assert "Give spec.trainer.numProcPerNode" in message
 
 
 @pytest.mark.parametrize(
