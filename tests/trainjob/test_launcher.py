@@ -343,6 +343,24 @@ def test_a_log_that_breaks_off_is_shown_once_and_whole(api, launched, write_outp
     assert lines == written
 
 
+def test_a_log_that_may_not_be_read_is_said_once(api, launched, write_output, caplog, monkeypatch):
+    monkeypatch.setattr(LogFollower.__init__, "__kwdefaults__", {"reconnect_s": 0.01})
+    fault = Fault("GET", "/log$", 403, "pods/log is forbidden", times=20)
+    api.faults = [fault]
+
+    def complete():
+        if fault.times:
+            api.script.append(complete)
+        else:
+            write_output()
+            api.condition("Complete")
+
+    api.script = [lambda: run_two_nodes(api), complete]
+    launched()
+    assert caplog.text.count("the log of the first node is not shown: ") == 1
+    assert "pods/log is forbidden. Bind the Role of charts/progrpo" in caplog.text
+
+
 def test_the_log_of_a_restarted_node_follows(api, launched, write_output, job, lines):
     old, new = f"{job.name}-node-0-0-x1", f"{job.name}-node-0-0-x2"
     api.logs = {old: [("2026-01-01T00:00:05Z", "before")], new: [("2026-01-01T00:00:01Z", "after")]}

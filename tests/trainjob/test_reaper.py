@@ -47,7 +47,10 @@ def deleted(api):
 def test_only_what_nobody_waits_for_is_removed(api, add):
     wanted = {
         add("alive"): "its launcher gave a sign",
-        add("done", condition="Complete", heartbeat=-9999): "it has ended, its pipeline run has not",
+        add("done", condition="Complete", heartbeat=-9999): "it has ended, and goes with its workflow done",
+        add(
+            "logs", phase="Failed", condition="Failed", heartbeat=-9999
+        ): "it has ended, and goes with its workflow logs",
         add("no-owner", owned=False): "its launcher gave a sign",
         add("pending", phase=""): "its launcher gave a sign",
     }
@@ -58,7 +61,7 @@ def test_only_what_nobody_waits_for_is_removed(api, add):
         add("other", uid="of-a-new-one"): "its workflow other is gone",
         add("silent", heartbeat=-16 * 60): "its launcher gave no sign for 16 min",
         add("silent-too", owned=False, heartbeat=-16 * 60): "its launcher gave no sign for 16 min",
-        add("finished", phase="Succeeded", condition="Complete"): "its workflow finished has ended (Succeeded)",
+        add("left", phase=None, condition="Complete"): "its workflow left is gone",
     }
     others = {"metadata": {"name": "others", "labels": {"app.kubernetes.io/managed-by": "progrpo"}}, "spec": {}}
     api.add(others)  # managed by something of that name, of no run of ours

@@ -34,6 +34,7 @@ TASK = SimpleNamespace(
         {"name": "MY_SECRET", "valueFrom": {"secretKeyRef": {"name": "mine", "key": "k"}}},
         {"name": "MLFLOW_TRACKING_TOKEN", "value": "token-in-clear"},
         {"name": "KFP_POD_NAME", "value": "launcher"},
+        {"name": "KFP_MLFLOW_CONFIG", "value": "{}"},
         {"name": "PET_NNODES", "value": "9"},
     ],
     volumes=[{"name": "cache", "persistentVolumeClaim": {"claimName": "cache"}}],
@@ -138,6 +139,7 @@ def test_secrets_are_references_and_never_values(gpu_job, caplog):
     assert "token-in-clear" not in json.dumps(body)
     assert "MLFLOW_TRACKING_TOKEN is not passed on" in caplog.text
     assert "token-in-clear" not in caplog.text
+    assert env["KFP_MLFLOW_CONFIG"]["value"] == "{}", "the parent run of Kubeflow's MLflow plugin"
     assert not {"KFP_POD_NAME", "PET_NNODES"} & env.keys(), "Trainer's webhook refuses PET_*"
     assert len(env) == len(body["spec"]["trainer"]["env"])
 
@@ -155,6 +157,8 @@ def test_ranks_nodes_and_gpus_must_fit(gpu_job):
         build(gpu_job, num_nodes=3)
     with pytest.raises(ConfigError, match=r"each node asks for 4 nvidia.com/gpu, but has 2 ranks"):
         build(gpu_job, num_nodes=4)
+    with pytest.raises(ConfigError, match=r"each node asks for 1 nvidia.com/mig-3g.40gb, but has 4 ranks"):
+        build(gpu_job, resources_per_node={"limits": {"nvidia.com/mig-3g.40gb": 1, "memory": "1Gi"}})
 
 
 def test_the_name_is_the_same_at_each_attempt_and_differs_between_runs(make_job):

@@ -29,7 +29,7 @@ class LogFollower:
     def __init__(self, cluster: Cluster, show: Callable[[str], None], *, reconnect_s: float = RECONNECT_S) -> None:
         self._cluster, self._show, self._reconnect_s = cluster, show, reconnect_s
         self._pod: str | None = None
-        self._last = ""
+        self._last = self._warned = ""
         self._changed = threading.Condition()
         self._ended = False
         self._showing = threading.Lock()
@@ -73,8 +73,11 @@ class LogFollower:
         try:
             response = self._cluster.open_log(pod, NODE, since=since, follow=follow)
         except ClusterError as error:
-            logger.warning("%s", error)
+            if str(error) != self._warned:
+                logger.warning("the log of the first node is not shown: %s", error)
+            self._warned = str(error)
             return
+        self._warned = ""
         if response is None:
             return
         with suppress(HTTPError, OSError):

@@ -71,11 +71,15 @@ def _judge(cluster: Cluster, trainjob: Json, max_age: timedelta, now: datetime) 
     if "deletionTimestamp" in metadata:
         return False, "it is being deleted"
     annotations = metadata.get("annotations") or {}
-    workflow = annotations.get(WORKFLOW)
-    if workflow is not None and (ended := _end_of(cluster, workflow, annotations.get(WORKFLOW_UID))) is not None:
-        return True, ended
-    if workflow is not None and (condition(trainjob, "Complete") or condition(trainjob, "Failed")):
-        return False, "it has ended, its pipeline run has not"
+    if (workflow := annotations.get(WORKFLOW)) is not None:
+        exists, ended = _look_at(cluster, workflow, annotations.get(WORKFLOW_UID))
+        if exists and (condition(trainjob, "Complete") or condition(trainjob, "Failed")):
+            return (
+                False,
+                f"it has ended, and goes with its workflow {workflow}",
+            )  # its owner; until then it has the logs
+        if ended:
+            return True, ended
     beat = annotations.get(HEARTBEAT) or metadata["creationTimestamp"]
     try:
         age = now - parse_time(beat)
@@ -86,17 +90,17 @@ def _judge(cluster: Cluster, trainjob: Json, max_age: timedelta, now: datetime) 
     return False, f"its launcher gave a sign {_shown(age)} ago"
 
 
-def _end_of(cluster: Cluster, name: str, uid: str | None) -> str | None:
-    """Return how the workflow ended; None if it runs, or may not be looked at."""
+def _look_at(cluster: Cluster, name: str, uid: str | None) -> tuple[bool, str]:
+    """Return whether a workflow exists, and how it ended: empty if it has not, or may not be looked at."""
     try:
         workflow = cluster.get_workflow(name)
     except ForbiddenError as error:
         logger.warning("going by the heartbeat alone: %s", error)
-        return None
+        return True, ""
     if workflow is None or (uid is not None and workflow["metadata"]["uid"] != uid):
-        return f"its workflow {name} is gone"
+        return False, f"its workflow {name} is gone"
     phase = (workflow.get("status") or {}).get("phase")
-    return f"its workflow {name} has ended ({phase})" if phase in _ENDED else None
+    return True, f"its workflow {name} has ended ({phase})" if phase in _ENDED else ""
 
 
 def _shown(age: timedelta) -> str:

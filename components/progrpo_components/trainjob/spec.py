@@ -32,7 +32,8 @@ FROM_S3_SECRET = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 FROM_MLFLOW_SECRET = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 _SECRET_NAME = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIAL|(ACCESS|API|PRIVATE)_?KEY", re.IGNORECASE)
-_LAUNCHERS_OWN = re.compile(r"PET_|KFP_|KUBERNETES_|HOSTNAME$")
+_GPU = re.compile(r"/(gpu|mig-.*)$")
+_LAUNCHERS_OWN = re.compile(r"PET_|KFP_(?!MLFLOW_CONFIG$)|KUBERNETES_|HOSTNAME$")
 """Variables that belong to the launcher's pod, or that Trainer sets and its webhook refuses."""
 
 Api = Literal["runtimePatches", "podTemplateOverrides"]
@@ -187,7 +188,7 @@ def _processes_per_node(job: WorkerJob, config: TrainJobConfig, resources: Json)
     except ValueError as error:
         raise ConfigError(f"{error}.") from None
     limits = resources.get("limits") or {}
-    gpus = {name: count for name, count in limits.items() if name.endswith("/gpu")}
+    gpus = {name: count for name, count in limits.items() if _GPU.search(name)}
     for name, count in gpus.items():
         if str(count) != str(processes) and job.train.device != "cpu":
             raise ConfigError(
