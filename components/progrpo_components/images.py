@@ -1,8 +1,8 @@
 """Names and tags of the component images, in this one place.
 
-Read when a pipeline is compiled. The registry comes from ``progrpo compile --registry``; the tag is the package's version,
-so a compiled pipeline runs the code it was compiled from. Where the variables below name whole images, as the chart does to
-pin digests, these are taken as they are.
+Read when a pipeline is compiled. The registry comes from ``progrpo compile --registry``; the tag is the package's
+version, so a compiled pipeline runs the code it was compiled from. Variables that name whole images are taken as they
+are: that is how ``charts/progrpo`` pins digests.
 """
 
 from __future__ import annotations
