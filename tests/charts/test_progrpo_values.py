@@ -72,6 +72,7 @@ REFUSED = [
     ("reaper.schedule", "every hour", "/reaper/schedule", "does not match pattern"),
     ("reaper.maxHeartbeatAge", 15, "/reaper/maxHeartbeatAge", "got number, want string"),
     ("reaper.maxHeartbeatAge", "15 min", "/reaper/maxHeartbeatAge", "does not match pattern"),
+    ("sandbox.workers", 0, "/sandbox/workers", "minimum: got 0, want 1"),
     ("sandbox.isolation", "none", "/sandbox/isolation", "must be one of 'full', 'pod'"),
     ("sandbox.replicas", 0, "/sandbox/replicas", "minimum: got 0, want 1"),
     ("sandbox.resources.limits.memory", "2 GB", "/sandbox/resources/limits/memory", "does not match pattern"),
