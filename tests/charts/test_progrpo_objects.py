@@ -449,10 +449,13 @@ def test_notes_give_the_next_commands(release, everything):
         "progrpo submit compare --preset smoke",
     ):
         assert command in release.notes
-    assert "localhost/progrpo" in release.notes
+    assert "localhost/progrpo/..., which only a cluster on this machine has" in release.notes
     assert "progrpo-mlflow" not in release.notes
     assert "progrpo-mlflow" in everything.notes
     assert "localhost" not in everything.notes
+    images = {container["image"] for each in pods(everything.manifests) for container in each.containers}
+    exported = {line.partition("=")[2] for line in everything.notes.splitlines() if "export PROGRPO_" in line}
+    assert exported == images  # what is submitted from outside runs what the chart runs
     assert "get configmap progrpo-gpu-pools" in everything.notes
 
 
