@@ -17,6 +17,7 @@ from progrpo.config import PIPELINES
 from progrpo.errors import ConfigError, PipelineError, ProGRPOError
 from progrpo_pipelines.commands.doctor import EPILOG as DOCTOR_EPILOG
 from progrpo_pipelines.commands.doctor import doctor
+from progrpo_pipelines.commands.reap import reap
 from progrpo_pipelines.commands.submit import EPILOG as SUBMIT_EPILOG
 from progrpo_pipelines.commands.submit import submit
 from progrpo_pipelines.commands.upload import EPILOG as UPLOAD_EPILOG
@@ -247,6 +248,9 @@ def presets() -> None:
 
     for name in preset_names():
         typer.echo(f"{name:<12} {describe_preset(name)}")
+
+
+app.command()(reap)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

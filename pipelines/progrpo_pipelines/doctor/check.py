@@ -30,3 +30,9 @@ def shown(text: object) -> str:
     """Return text of an error on one line, without user and password of a URI in it, and not too long."""
     line = re.sub(r"//[^/\s@]+@", "//", " ".join(str(text).split()))
     return line if len(line) <= 300 else f"{line[:300]}..."
+
+
+def failed(name: str, error: Exception) -> Check:
+    """Return the check of an error: its first sentence is what was found, the others what to do."""
+    found, _, mend = str(error).partition(". ")
+    return Check(name, "failed", shown(found), shown(mend))

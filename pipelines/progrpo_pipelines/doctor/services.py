@@ -8,11 +8,12 @@ import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from progrpo.config import PIPELINES
 from progrpo.errors import ConfigError, StorageError
-from progrpo_pipelines.doctor.check import Check, shown
+from progrpo_pipelines.doctor.check import Check, failed, shown
 from progrpo_pipelines.submit.connection import Connection
 
 TIMEOUT_S = 10.0
@@ -33,8 +34,8 @@ def check_pipelines(connect: Any) -> Iterator[Check]:
     try:
         connection: Connection = connect()
     except ConfigError as error:
-        state = "skipped" if "no endpoint" in str(error) else "failed"
-        yield Check(name, state, str(error).partition(". ")[0], str(error).partition(". ")[2])  # type: ignore[arg-type]
+        check = failed(name, error)
+        yield replace(check, state="skipped") if "no endpoint" in check.detail else check
         return
     api = Api(connection, patience_s=0.0)
     try:
@@ -46,7 +47,7 @@ def check_pipelines(connect: Any) -> Iterator[Check]:
             return
         found = list_all(api, api.pipelines.pipeline_service_list_pipelines, "pipelines", namespace=namespace or "")
     except (ApiError, ConfigError) as error:
-        yield Check(name, "failed", shown(str(error).partition(". ")[0]), shown(str(error).partition(". ")[2]))
+        yield failed(name, error)
         return
     ours = sorted({pipeline.display_name for pipeline in found} & set(PIPELINES))
     where = f"in namespace {namespace}" if namespace else "on this server"
@@ -137,8 +138,7 @@ def check_s3(uri: str | None, *, write: bool, environment: Mapping[str, str] = o
                     yield Check(name, "failed", f"{uri}: what was written is not what is read", "Look at the store.")
                     return
     except StorageError as error:
-        first, _, rest = str(error).partition(". ")
-        yield Check(name, "failed", shown(first), shown(rest))
+        yield failed(name, error)
         return
     yield Check(name, "ok", f"{uri}: may be listed{', written, read and deleted from' if write else ''}")
 
@@ -162,8 +162,7 @@ def _credentials(name: str) -> Check:
                 )  # fmt: skip
             return Check(name, "ok", f"{client.meta.endpoint_url}: the keys are known")
     except StorageError as error:
-        first, _, rest = str(error).partition(". ")
-        return Check(name, "failed", shown(first), shown(rest))
+        return failed(name, error)
 
 
 def check_sandbox(environment: Mapping[str, str] = os.environ) -> Iterator[Check]:
