@@ -8,12 +8,14 @@ import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import yaml
 
 from mlflow_server import running_mlflow
 from progrpo_pipelines import cli
+from progrpo_pipelines.doctor.cluster import RIGHTS
 from s3 import s3_server  # noqa: F401 - a fixture
 
 TRAINER = "/apis/trainer.kubeflow.org/v1alpha1"
@@ -289,6 +291,18 @@ class TestKubernetes:
             ("trainer.kubeflow.org", "trainingruntimes", "", "get"),
             ("", "configmaps", "", "get"),
         }
+
+    def test_rights_are_those_of_the_documentation(self):
+        text = (Path(__file__).parents[2] / "docs" / "trainjob.md").read_text()
+        launcher = next(yaml.safe_load(block.partition("```")[0]) for block in text.split("```yaml")[1:])
+        documented = {
+            (group, resource, verb)
+            for rule in launcher["rules"]
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+            for verb in rule["verbs"]
+        }
+        assert {(group, resource, verb) for group, resource, verbs in RIGHTS for verb in verbs} == documented
 
     def test_rights_that_lack_are_named(self, doctor, kubernetes):
         kubernetes.refused = {("trainjobs", "create"), ("pods/log", "get")}
