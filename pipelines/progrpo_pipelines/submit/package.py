@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -66,9 +66,10 @@ class Parameter:
             ConfigError: it is none of that type, or not among the literals.
         """
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if self.type == "NUMBER_INTEGER" and number and float(value).is_integer():
+        finite = number and abs(value) <= sys.float_info.max  # what JSON and protobuf can carry; false for NaN
+        if self.type == "NUMBER_INTEGER" and finite and int(value) == value:
             value = int(value)
-        elif self.type == "NUMBER_DOUBLE" and number and math.isfinite(value):
+        elif self.type == "NUMBER_DOUBLE" and finite:
             value = float(value)
         else:
             types: dict[str, type] = {"STRING": str, "BOOLEAN": bool, "LIST": list, "STRUCT": dict}
@@ -79,7 +80,7 @@ class Parameter:
         return value
 
     def _wrong(self, value: Any) -> ConfigError:
-        hint = " Write it in quotes." if self.type == "STRING" and not isinstance(value, dict | list) else ""
+        hint = " Write it in quotes." if self.type == "STRING" and not isinstance(value, str | dict | list) else ""
         return ConfigError(f"parameter {self.name} is {self.kind}; given was {_shown(value)}.{hint}")
 
 
@@ -202,10 +203,15 @@ class Package:
                 problems.append(str(error))
 
     def _unknown(self, name: str) -> str:
-        names = list(self.parameters)
-        stem = name.partition(".")[0]
-        if stem != name and stem in self.parameters:
-            return f"{name}: a package takes whole parameters. Give --set '{stem}={{...}}', or name a pipeline instead."
+        names = sorted(self.parameters)
+        stem, dot, _ = name.partition(".")
+        whole = f"{name}: a package takes whole parameters. Give"
+        if dot and stem in self.parameters:
+            return f"{whole} --set '{stem}={{...}}', or name a pipeline instead."
+        if dot and "overrides" in self.parameters:
+            keys = name.split(".")
+            nested = "".join(f"{{{key}: " for key in keys) + "..." + "}" * len(keys)
+            return f"{whole} --set 'overrides={nested}', or name a pipeline instead."
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f" Did you mean {close[0]}?" if close else ""
         return f"{name}: unknown parameter. There are: {', '.join(names) or 'none'}.{hint}"
@@ -217,9 +223,6 @@ def load_package(path: Path) -> Package:
     Raises:
         ConfigError: no such file, not YAML, or not a compiled pipeline that this kfp understands.
     """
-    from google.protobuf import json_format
-    from kfp.pipeline_spec import pipeline_spec_pb2 as ir
-
     try:
         content = path.read_bytes()
         if len(content) > _MAX_BYTES:
@@ -235,13 +238,29 @@ def load_package(path: Path) -> Package:
     platform: dict[str, Any] = {}
     for document in documents[1:]:
         platform |= document
-    try:  # through the protos as kfp itself does, so that the request is the one that kfp would send
-        spec = json_format.MessageToDict(json_format.ParseDict(documents[0], ir.PipelineSpec()))
+    try:
+        document = normalized(documents[0], platform)
+    except ValueError as error:
+        raise ConfigError(f"{path} is no pipeline that this version of kfp understands: {error}.") from None
+    spec = document.get("pipeline_spec", document)
+    return Package(path, content, spec["pipelineInfo"]["name"], document, _parameters_of(spec))
+
+
+def normalized(spec: Mapping[str, Any], platform: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the API takes, through the protos as kfp does it, so that the request is the one kfp would send.
+
+    Raises:
+        ValueError: it is no PipelineSpec or no PlatformSpec.
+    """
+    from google.protobuf import json_format
+    from kfp.pipeline_spec import pipeline_spec_pb2 as ir
+
+    try:
+        pipeline = json_format.MessageToDict(json_format.ParseDict(spec, ir.PipelineSpec()))
         platforms = json_format.MessageToDict(json_format.ParseDict(platform, ir.PlatformSpec()))
     except json_format.ParseError as error:
-        raise ConfigError(f"{path} is no pipeline that this version of kfp understands: {error}.") from None
-    document = {"pipeline_spec": spec, "platform_spec": platforms} if platforms else spec
-    return Package(path, content, spec["pipelineInfo"]["name"], document, _parameters_of(spec))
+        raise ValueError(str(error)) from None
+    return {"pipeline_spec": pipeline, "platform_spec": platforms} if platforms else pipeline
 
 
 def digest_of(value: Any) -> str:

@@ -13,7 +13,7 @@ from progrpo import __version__
 from progrpo.errors import ConfigError
 from progrpo_pipelines.submit.api import Api, list_all, name_filter
 from progrpo_pipelines.submit.errors import ApiError
-from progrpo_pipelines.submit.package import Package, digest_of
+from progrpo_pipelines.submit.package import Package, digest_of, normalized
 
 _DIGEST = "sha256:"
 
@@ -128,4 +128,8 @@ def _is_same(found: Any, package: Package) -> bool:
     description = found.description or ""
     if description.startswith(_DIGEST):
         return bool(description == _DIGEST + package.digest)
-    return found.pipeline_spec is not None and digest_of(found.pipeline_spec) == package.digest
+    spec = found.pipeline_spec or {}
+    try:
+        return digest_of(normalized(spec.get("pipeline_spec", spec), spec.get("platform_spec", {}))) == package.digest
+    except ValueError:  # of a kfp that we do not know
+        return False
