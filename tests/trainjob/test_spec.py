@@ -81,7 +81,12 @@ def test_resources_placement_and_volumes_come_from_the_task(gpu_job, api):
     (container,) = pod["containers"]
     assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/dev/shm", "/cache"}
     assert "env" not in container, "Trainer refuses it there"
-    assert pod_of(body, api)["metadata"]["labels"]["sidecar.istio.io/inject"] == "false"
+    assert pod_of(body, api)["metadata"]["labels"] == {
+        "progrpo.io/kfp-run-id": "run-1",
+        "progrpo.io/arm": "progrpo",
+        "progrpo.io/seed": "3",
+        "sidecar.istio.io/inject": "false",
+    }, "the recommended labels are the runtime's own, which network policies go by"
     assert ("securityContext" in container, "securityContext" in pod) == ((api == "runtimePatches",) * 2)
     assert body["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
     assert body["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "high"

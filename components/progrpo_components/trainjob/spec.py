@@ -266,7 +266,8 @@ def _pod(config: TrainJobConfig, task: TaskConfig | None, *, hardened: bool) -> 
 
 
 def _patch(api: Api, pod: Json, labels: Mapping[str, str]) -> Json:
-    own = {key: value for key, value in labels.items() if not key.startswith("kueue.")}
+    # The recommended labels are the runtime's own: the chart's network policies choose its pods by them.
+    own = {key: value for key, value in labels.items() if key.startswith("progrpo.io/")}
     # A proxy of Istio, which Kubeflow's profiles inject, would outlive the training and keep the pod, and its GPUs.
     metadata = {"labels": {**own, "sidecar.istio.io/inject": "false"}}
     template = {"metadata": metadata, "spec": pod}
