@@ -36,6 +36,7 @@ TASK = SimpleNamespace(
         {"name": "KFP_POD_NAME", "value": "launcher"},
         {"name": "KFP_MLFLOW_CONFIG", "value": "{}"},
         {"name": "PET_NNODES", "value": "9"},
+        {"name": "HOME", "value": "/home/of-the-launcher"},
     ],
     volumes=[{"name": "cache", "persistentVolumeClaim": {"claimName": "cache"}}],
     volume_mounts=[{"name": "cache", "mountPath": "/cache"}],
@@ -145,7 +146,7 @@ def test_secrets_are_references_and_never_values(gpu_job, caplog):
     assert "MLFLOW_TRACKING_TOKEN is not passed on" in caplog.text
     assert "token-in-clear" not in caplog.text
     assert env["KFP_MLFLOW_CONFIG"]["value"] == "{}", "the parent run of Kubeflow's MLflow plugin"
-    assert not {"KFP_POD_NAME", "PET_NNODES"} & env.keys(), "Trainer's webhook refuses PET_*"
+    assert not {"KFP_POD_NAME", "PET_NNODES", "HOME"} & env.keys(), "Trainer's webhook refuses PET_*"
     assert len(env) == len(body["spec"]["trainer"]["env"])
 
 

@@ -33,8 +33,8 @@ FROM_MLFLOW_SECRET = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "M
 
 _SECRET_NAME = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIAL|(ACCESS|API|PRIVATE)_?KEY", re.IGNORECASE)
 _GPU = re.compile(r"/(gpu|mig-.*)$")
-_LAUNCHERS_OWN = re.compile(r"PET_|KFP_(?!MLFLOW_CONFIG$)|KUBERNETES_|HOSTNAME$")
-"""Variables that belong to the launcher's pod, or that Trainer sets and its webhook refuses."""
+_LAUNCHERS_OWN = re.compile(r"PET_|KFP_(?!MLFLOW_CONFIG$)|KUBERNETES_|(HOSTNAME|HOME|TMPDIR)$")
+"""Variables that belong to the launcher's pod and its mounts, or that Trainer sets and its webhook refuses."""
 
 Api = Literal["runtimePatches", "podTemplateOverrides"]
 
