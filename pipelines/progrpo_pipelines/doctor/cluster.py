@@ -21,7 +21,7 @@ POOLS = "progrpo-gpu-pools"
 RIGHTS = (
     ("trainer.kubeflow.org", "trainjobs", ("create", "get", "patch", "delete")),
     ("", "pods", ("get", "list")),
-    ("", "events", ("get", "list")),
+    ("", "events", ("list",)),
     ("", "pods/log", ("get",)),
 )
 
