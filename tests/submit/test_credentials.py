@@ -187,3 +187,21 @@ def test_token_file_that_vanishes_while_waiting(recorder, submit, token_file, at
     assert done.code == 5
     assert done.json["run_id"] in recorder.runs
     assert "cannot be read" in done.json["message"]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "proxy"),
+    [
+        ("https://kubeflow.example.com", "http://proxy.example.com:3128"),
+        ("https://kubeflow.internal", None),
+        ("http://127.0.0.1:8080", None),
+    ],
+)
+def test_proxy_of_the_environment(monkeypatch, endpoint, proxy):
+    for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example.com:3128")
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example.com:3128")
+    monkeypatch.setenv("NO_PROXY", "kubeflow.internal")
+    assert connect(endpoint, environment={}).proxy == proxy

@@ -42,7 +42,7 @@ def _fault(*args, **kwargs) -> Fault:
 SCENARIOS = {
     "succeeded": Scenario(0, "the run succeeded"),
     "failed": Scenario(
-        1, "the run failed: Evaluate. See its log: kubectl logs pod-of-evaluate", ("RUNNING", "FAILED"),
+        1, "the run failed: Evaluate. Its log is on the run's page", ("RUNNING", "FAILED"),
         settings={"failing": "evaluate"}, junit="failure",
     ),
     "failed without a failed task": Scenario(1, "the run failed: the workflow failed", ("FAILED",), junit="failure"),

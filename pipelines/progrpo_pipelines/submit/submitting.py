@@ -109,11 +109,10 @@ class Submission:
         failed = [row for row in self._rows if row.state == "FAILED"]
         said = " ".join(((self.run.error and self.run.error.message) or "").split())
         causes = "; ".join(f"{row.title}{': ' + row.error if row.error else ''}" for row in failed) or said
-        where = ""
-        if failed and failed[0].pod:
-            option = f" -n {self._api.namespace}" if self._api.namespace else ""
-            where = f" See its log: kubectl logs{option} {failed[0].pod}, or the run's page."
-        return self._result(ExitCode.FAILED, f"the run failed{': ' + causes if causes else ''}.{where}")
+        logs = "Its log is" if len(failed) == 1 else "The logs are"
+        return self._result(
+            ExitCode.FAILED, f"the run failed{': ' + causes if causes else ''}. {logs} on the run's page."
+        )
 
     def _timed_out(self) -> Result:
         limit = duration(self._waiting.timeout_s)

@@ -25,7 +25,6 @@ class TaskRow:
         state: a V2beta1RuntimeState.
         elapsed_s: by the server's clock, which ours need not agree with; 0 while the task runs.
         error: what the server says went wrong.
-        pod: name of its pod, for kubectl logs.
     """
 
     name: str
@@ -33,7 +32,6 @@ class TaskRow:
     state: str
     elapsed_s: float
     error: str = ""
-    pod: str = ""
 
 
 def task_rows(run: Any, tasks: Iterable[Task]) -> list[TaskRow]:
@@ -50,7 +48,6 @@ def task_rows(run: Any, tasks: Iterable[Task]) -> list[TaskRow]:
     for node in nodes:
         counts[node.display_name] += 1
         number = f" #{counts[node.display_name]}" if known[node.display_name].repeated else ""
-        pods = [child.pod_name for child in node.child_tasks or () if child.pod_name]
         started, ended = _seconds(node.start_time), _seconds(node.end_time)
         rows.append(
             TaskRow(
@@ -59,7 +56,6 @@ def task_rows(run: Any, tasks: Iterable[Task]) -> list[TaskRow]:
                 node.state or "PENDING",
                 max(0.0, ended - started) if ended else 0.0,
                 " ".join(((node.error and node.error.message) or "").split()),
-                node.pod_name or (pods[0] if pods else ""),
             )
         )
     return rows
