@@ -110,9 +110,8 @@ class Submission:
         said = " ".join(((self.run.error and self.run.error.message) or "").split())
         causes = "; ".join(f"{row.title}{': ' + row.error if row.error else ''}" for row in failed) or said
         logs = "Its log is" if len(failed) == 1 else "The logs are"
-        return self._result(
-            ExitCode.FAILED, f"the run failed{': ' + causes if causes else ''}. {logs} on the run's page."
-        )
+        what = f"the run failed: {causes}" if causes else "the run failed"
+        return self._result(ExitCode.FAILED, f"{what}. {logs} on the run's page.")
 
     def _timed_out(self) -> Result:
         limit = duration(self._waiting.timeout_s)
