@@ -1,4 +1,4 @@
-"""Parameters of the pipelines: the fields are the parameters of the KFP pipeline of the same name."""
+"""Settings of the pipelines: what ``progrpo run --set`` and the ``overrides`` of the Kubeflow form speak."""
 
 from __future__ import annotations
 
@@ -10,20 +10,27 @@ from progrpo.config.algorithms import GRPO, Arm, ProGRPO
 from progrpo.config.base import MAX_SEED, START, Config
 from progrpo.config.data import CheckpointConfig, DatasetConfig
 from progrpo.config.evaluation import CompareConfig, EvaluateConfig
+from progrpo.config.placement import PlacementConfig
 from progrpo.config.training import TrainConfig
 
 
-class EvaluatePipeline(Config):
-    """Parameters of the ``evaluate`` pipeline."""
+class PreparePipeline(Config):
+    """Settings of the ``prepare`` pipeline: what every pipeline starts from."""
 
     checkpoint: CheckpointConfig = CheckpointConfig()
     dataset: DatasetConfig = DatasetConfig()
+
+
+class EvaluatePipeline(PreparePipeline):
+    """Settings of the ``evaluate`` pipeline."""
+
     evaluation: EvaluateConfig = EvaluateConfig()
     experiment: str = Field("progrpo", min_length=1, max_length=200, description="MLflow experiment")
+    placement: PlacementConfig = PlacementConfig()
 
 
 class TrainAndEvaluatePipeline(EvaluatePipeline):
-    """Parameters of the ``train-and-evaluate`` pipeline: one arm, one seed."""
+    """Settings of the ``train-and-evaluate`` pipeline: one arm, one seed."""
 
     arm: Arm = Arm(name="progrpo", algorithm=ProGRPO())
     comparison: CompareConfig = CompareConfig(baseline=START)
@@ -37,7 +44,7 @@ class TrainAndEvaluatePipeline(EvaluatePipeline):
 
 
 class ComparePipeline(EvaluatePipeline):
-    """Parameters of the ``compare`` pipeline: arms x seeds, the main job."""
+    """Settings of the ``compare`` pipeline: arms x seeds, the main job."""
 
     arms: tuple[Arm, ...] = Field(
         (Arm(name="grpo", algorithm=GRPO()), Arm(name="progrpo", algorithm=ProGRPO())), min_length=1
@@ -79,8 +86,9 @@ def _check_comparison(
             )
 
 
-PIPELINES: dict[str, type[EvaluatePipeline]] = {
+PIPELINES: dict[str, type[PreparePipeline]] = {
     "compare": ComparePipeline,
     "evaluate": EvaluatePipeline,
+    "prepare": PreparePipeline,
     "train-and-evaluate": TrainAndEvaluatePipeline,
 }

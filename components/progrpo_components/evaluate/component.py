@@ -16,6 +16,7 @@ def evaluate(
     model: dsl.Input[dsl.Model],
     evaluation: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
+    card: dsl.Output[dsl.Markdown],
 ) -> None:
     """Sample completions for every held-out problem and report Pass@k, entropy and distinct correct answers.
 
@@ -27,10 +28,11 @@ def evaluate(
         model: a checkpoint, or a training run, whose checkpoint is then measured.
         evaluation: samples.parquet and evaluation.json.
         metrics: the values without their intervals.
+        card: the values with them.
     """
     from pathlib import Path
 
-    from progrpo_components import steps
+    from progrpo_components import cards, steps
 
     output = Path(evaluation.path)
     manifest = steps.evaluate(
@@ -43,3 +45,4 @@ def evaluate(
     evaluation.metadata.update(steps.describe(manifest))
     for name, value in steps.read_metrics(output).items():
         metrics.log_metric(name, value)
+    Path(card.path).write_text(cards.evaluation_card(output, manifest), encoding="utf-8")
