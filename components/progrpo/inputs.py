@@ -125,7 +125,8 @@ def look_at_dataset(config: DatasetConfig, scratch: Path) -> Dataset:
         train, heldout = _prepared(config, scratch)
         return Dataset(identity, train, heldout, len(train), len(heldout))
     heads = {name: _head(uri, config, source, scratch / name) for name, uri in uris.items()}
-    return Dataset(identity, heads.get("train", []), heads.get("eval", []), None, None)
+    first = heads.get("train", [])
+    return Dataset(identity, first, heads.get("eval", first), None, None)  # without a file of their own, split off it
 
 
 def _prepared(config: DatasetConfig, scratch: Path) -> tuple[list[Problem], list[Problem]]:

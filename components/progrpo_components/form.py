@@ -11,7 +11,10 @@ A text field cannot be absent in Kubeflow (its form refuses to start a run witho
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, get_args
+
+from pydantic import ValidationError
 
 from progrpo.config import PIPELINES, Algorithm, FileSource, PreparePipeline, difference, merge, parse
 from progrpo.errors import ConfigError
@@ -90,8 +93,10 @@ def arguments_of(pipeline: str, settings: PreparePipeline, preset: Mapping[str, 
     """
     target = settings.model_dump(mode="json", exclude_none=True)
     form = form_of(pipeline, target)
-    overrides = difference(merge(merge(defaults_of(pipeline), preset), _settings_of(form)), target)
-    return {**form, "overrides": overrides}
+    base = merge(merge(defaults_of(pipeline), preset), _settings_of(form))
+    with suppress(ValidationError):  # then overrides spell out some defaults
+        base = PIPELINES[pipeline].model_validate(base).model_dump(mode="json", exclude_none=True)
+    return {**form, "overrides": difference(base, target)}
 
 
 def read_form(pipeline: str, form: Mapping[str, Any], preset: Mapping[str, Any]) -> PreparePipeline:

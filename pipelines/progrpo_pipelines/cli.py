@@ -258,7 +258,7 @@ def presets() -> None:
     from progrpo_pipelines.presets import describe_preset, preset_names
 
     for name in preset_names():
-        typer.echo(f"{name:<12} {describe_preset(name)}")
+        typer.echo(f"{name:<16} {describe_preset(name)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -57,7 +57,7 @@ def build(preset: Mapping[str, Any], target: Target) -> Any:
             overrides: Every other setting, such as {"train": {"group_size": 8}}; checked by the first task.
             placement_node_selector: Labels of the GPU nodes, such as {"nvidia.com/gpu.product": "NVIDIA-L40S"}.
             placement_tolerations: Taints of the GPU nodes to tolerate: a list of {key, operator, value, effect}.
-            seeds: Training seeds; one training run for each arm and seed.
+            seeds: Training seeds: one training run for each arm and seed.
             train_learning_rate: Learning rate of every arm.
             train_steps: Optimizer steps of every training run.
         """
@@ -84,6 +84,6 @@ def build(preset: Mapping[str, Any], target: Target) -> Any:
             )
             data, start = wiring.prepare(checked, target)
             inputs = training.inputs_of(checked, dataset=data, checkpoint=start, experiment=experiment)
-            train_and_compare(**inputs).set_display_name("Train and compare")
+            train_and_compare(**inputs).set_display_name("Train and compare").set_caching_options(False)
 
     return compare

@@ -85,6 +85,6 @@ def build(preset: Mapping[str, Any], target: Target) -> Any:
             # A loop over the one run, so that both pipelines run the very same tasks.
             data, start = wiring.prepare(checked, target)
             inputs = training.inputs_of(checked, dataset=data, checkpoint=start, experiment=experiment)
-            train_and_compare(**inputs).set_display_name("Train and compare")
+            train_and_compare(**inputs).set_display_name("Train and compare").set_caching_options(False)
 
     return train_and_evaluate

@@ -8,9 +8,9 @@ from typing import Any
 
 from kfp import dsl
 
-from progrpo_components.compare.component import compare
+from progrpo_components.compare.component import compare_arms
 from progrpo_components.promote.component import promote
-from progrpo_components.train.component import train as train_component
+from progrpo_components.train.component import train as train_one
 from progrpo_pipelines.placement import PLACEMENT, place_on_cpu, place_on_gpu
 from progrpo_pipelines.target import Target
 from progrpo_pipelines.wiring import HOUR, Task, measure
@@ -53,7 +53,7 @@ def build(target: Target) -> Any:
         measured = {"dataset": dataset, "settings": settings, "experiment": experiment, "target": target}
         start = measure(checkpoint, name="Evaluate start checkpoint", **measured)
         with dsl.ParallelFor(runs, name="Training runs", parallelism=PARALLELISM) as run:
-            trained = train_component(
+            trained = train_one(
                 run=run,
                 config=train,
                 experiment=experiment,
@@ -66,7 +66,7 @@ def build(target: Target) -> Any:
             if target.train_retries:
                 trained.set_retry(target.train_retries, "60s", 2, "600s")
             evaluated = measure(trained.outputs["training"], name="Evaluate", **measured)
-        compared = compare(
+        compared = compare_arms(
             config=comparison,
             experiment=experiment,
             run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,

@@ -8,7 +8,7 @@ from typing import Any
 
 from kfp import dsl
 
-from progrpo_components.evaluate.component import evaluate
+from progrpo_components.evaluate.component import evaluate_checkpoint
 from progrpo_components.finish.component import finish
 from progrpo_components.import_checkpoint.component import import_checkpoint
 from progrpo_components.prepare_dataset.component import prepare_dataset
@@ -59,7 +59,7 @@ def measure(
     model: Any, *, name: str, dataset: Any, settings: Mapping[str, Any], experiment: Any, target: Target
 ) -> Task:
     """Evaluate a checkpoint or a training run; ``settings`` holds ``evaluation`` and the placement."""
-    task = evaluate(
+    task = evaluate_checkpoint(
         config=settings["evaluation"],
         experiment=experiment,
         run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,

@@ -1,4 +1,7 @@
-"""The ``evaluate`` component. Its source is copied into the pipeline: imports stay inside the function."""
+"""The ``evaluate`` component. Its source is copied into the pipeline: imports stay inside the function.
+
+Not named ``evaluate``: kfp's loader takes the component of a pipeline's name for the pipeline.
+"""
 
 from typing import Any
 
@@ -8,7 +11,7 @@ from progrpo_components import images
 
 
 @dsl.component(base_image=images.GPU, packages_to_install=[], install_kfp_package=False)  # type: ignore[untyped-decorator]  # kfp has no types
-def evaluate(
+def evaluate_checkpoint(
     config: dict[str, Any],
     experiment: str,
     run_id: str,
