@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from progrpo.checkpoints.architecture import Architecture, read_architecture
 from progrpo.checkpoints.importer import check_importable
@@ -22,13 +23,13 @@ from progrpo.config import (
     FileSource,
     TrainConfig,
 )
-from progrpo.data import prepare
-from progrpo.data.dataset import Problem, load_problems
-from progrpo.data.head import read_head
 from progrpo.errors import DataError, ProGRPOError
 from progrpo.identity import identify
 from progrpo.storage import s3_client, split_s3_uri
 from progrpo.training.preflight import check_prompts
+
+if TYPE_CHECKING:
+    from progrpo.data.dataset import Problem
 
 MAX_READ = 4 << 20
 _SAMPLED = 64  # problems of a generator, whose prompts are all alike
@@ -130,14 +131,20 @@ def look_at_dataset(config: DatasetConfig, scratch: Path) -> Dataset:
 
 
 def _prepared(config: DatasetConfig, scratch: Path) -> tuple[list[Problem], list[Problem]]:
-    prepare.prepare_dataset(config, scratch / "dataset")
+    from progrpo.data.dataset import load_problems
+    from progrpo.data.prepare import prepare_dataset
+
+    prepare_dataset(config, scratch / "dataset")
     return load_problems(scratch / "dataset", "train"), load_problems(scratch / "dataset", "eval")
 
 
 def _head(uri: str, config: DatasetConfig, source: FileSource, scratch: Path) -> list[Problem]:
+    from progrpo.data.head import read_head
+    from progrpo.data.prepare import usable_rows
+
     head = read_head(uri, scratch, columns=(source.prompt_column, source.answer_column))
     few = source.model_copy(update={"max_rows": min(source.max_rows or _SAMPLED, _SAMPLED)})
-    problems, dropped = prepare.usable_rows(head, uri, config, few)
+    problems, dropped = usable_rows(head, uri, config, few)
     if not problems:
         shown = "".join(f"\n  {row['place']}, {row['column']}: {row['reason']}" for row in dropped.examples[:5])
         raise DataError(f"{uri}: none of its first {dropped.rows_read} rows can be used:{shown or ' there are none'}")

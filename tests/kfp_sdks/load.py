@@ -6,9 +6,6 @@ reads a package with the same protocol buffers, and refuses a field that they la
 
 import json
 import sys
-import warnings
-
-warnings.filterwarnings("ignore")
 
 import yaml
 from google.protobuf import json_format

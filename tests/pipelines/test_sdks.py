@@ -36,7 +36,7 @@ def packages(tmp_path_factory):
 
 
 def python_of(version):
-    """Return the Python of an environment with this SDK; its protocol buffers are pinned too, as pip takes newer ones."""
+    """Return the Python of an environment with this SDK and, which pip would not choose, its protocol buffers."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     directory = cache / "progrpo" / "kfp-sdks" / f"{version}-py{sys.version_info.major}{sys.version_info.minor}"
     python, stamp = directory / "bin" / "python", directory / ".installed"
