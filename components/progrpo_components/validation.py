@@ -17,6 +17,7 @@ from progrpo.config import (
     PreparePipeline,
     TrainAndEvaluatePipeline,
     TrainConfig,
+    TrainJobConfig,
 )
 from progrpo.inputs import Checkpoint, Dataset, check_writable, look_at_checkpoint, look_at_dataset, measure_prompts
 from progrpo.training.preflight import Findings, check_adapters, check_memory, check_settings
@@ -36,6 +37,7 @@ class Resolved(NamedTuple):
     train: dict[str, Any]
     evaluation: dict[str, Any]
     comparison: dict[str, Any]
+    trainjob: dict[str, Any]
     gpu_type: str
     gpu_count: int
     cpu: str
@@ -76,6 +78,7 @@ def validate(pipeline: str, form: Mapping[str, Any], *, preset: Mapping[str, Any
     """
     settings = read_form(pipeline, form, preset)
     arms, seeds, train = training_of(settings)
+    trainjob = getattr(settings, "trainjob", None)
     findings = Findings()
     checkpoint = dataset = None
     with tempfile.TemporaryDirectory(prefix="progrpo-") as scratch:
@@ -92,6 +95,7 @@ def validate(pipeline: str, form: Mapping[str, Any], *, preset: Mapping[str, Any
                 num_heldout=dataset.num_heldout if dataset else None,
             )
             _check_retries(train, train_retries, findings)
+            _check_trainjob(train, trainjob, findings, by_trainjob="trainjob" in preset)
         if isinstance(settings, EvaluatePipeline):
             _check_placement(settings, train, findings)
             if checkpoint and dataset and checkpoint.model:
@@ -160,7 +164,8 @@ def _check_placement(settings: EvaluatePipeline, train: TrainConfig | None, find
     gpus = settings.placement.gpu_count
     wanted = {"evaluation": (settings.evaluation.device, settings.evaluation.num_processes)}
     if train is not None:
-        wanted["train"] = (train.device, train.distributed.num_processes)
+        trainjob = getattr(settings, "trainjob", None)
+        wanted["train"] = (train.device, train.distributed.num_processes // (trainjob.num_nodes if trainjob else 1))
     for name, (device, processes) in wanted.items():
         if device == "cuda" and processes > gpus:
             findings.error(
@@ -180,6 +185,30 @@ def _check_retries(train: TrainConfig, train_retries: int, findings: Findings) -
             check_writable(train.checkpointing.uri)
 
 
+def _check_trainjob(
+    train: TrainConfig, trainjob: TrainJobConfig | None, findings: Findings, *, by_trainjob: bool
+) -> None:
+    """Check that the settings are of a package that trains as they say: how it does is fixed in it."""
+    if by_trainjob != (trainjob is not None):
+        findings.error(
+            "trainjob is taken away, but this package trains by a TrainJob. Take one of another preset."
+            if by_trainjob
+            else "trainjob is set, but here the pod of the step trains. Take the package of preset multi-node, on a "
+            "cluster; on this machine train.distributed.num_processes is all there is."
+        )
+    if trainjob is None:
+        return
+    try:
+        trainjob.processes_per_node(train)
+    except ValueError as error:
+        findings.error(f"{error}.")
+    if train.checkpointing is None:
+        findings.warn(
+            "several nodes train without train.checkpointing: when one is lost, training starts from the first step. "
+            "Set train.checkpointing.uri by overrides"
+        )
+
+
 def _resolve(
     settings: PreparePipeline, runs: list[dict[str, Any]], checkpoint: Checkpoint, dataset: Dataset
 ) -> Resolved:
@@ -195,6 +224,7 @@ def _resolve(
         train=parts.get("train", {}),
         evaluation=parts.get("evaluation", {}),
         comparison=parts.get("comparison", {}),
+        trainjob=parts.get("trainjob", {}),
         gpu_type=placement.gpu_type,
         gpu_count=placement.gpu_count,
         cpu=placement.cpu,

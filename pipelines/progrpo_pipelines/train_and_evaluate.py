@@ -16,7 +16,9 @@ def build(preset: Mapping[str, Any], target: Target) -> Any:
         preset: settings that it brings along.
         target: what it is compiled for.
     """
-    train_and_compare = training.build(target)  # first: kfp makes one pipeline at a time
+    train_and_compare = training.build(
+        target, by_trainjob="trainjob" in preset
+    )  # first: kfp makes one pipeline at a time
 
     @dsl.pipeline(  # type: ignore[untyped-decorator]  # kfp has no types
         name="train-and-evaluate",

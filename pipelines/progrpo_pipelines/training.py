@@ -9,8 +9,9 @@ from typing import Any
 from kfp import dsl
 
 from progrpo_components.compare.component import compare_arms
+from progrpo_components.launch_train.component import launch_train
 from progrpo_components.promote.component import promote
-from progrpo_components.train.component import train as train_one
+from progrpo_components.train.component import train
 from progrpo_pipelines.placement import PLACEMENT, place_on_cpu, place_on_gpu
 from progrpo_pipelines.target import Target
 from progrpo_pipelines.wiring import HOUR, Task, measure
@@ -19,15 +20,21 @@ from progrpo_pipelines.wiring import HOUR, Task, measure
 PARALLELISM = 2
 
 
-def build(target: Target) -> Any:
-    """Return the pipeline; its inputs are what :func:`inputs_of` gives."""
+def build(target: Target, *, by_trainjob: bool) -> Any:
+    """Return the pipeline; its inputs are what :func:`inputs_of` gives.
+
+    Args:
+        target: what it is compiled for.
+        by_trainjob: whether training runs by a TrainJob on several nodes, or in the pod of its step.
+    """
 
     @dsl.pipeline(name="train-and-compare")  # type: ignore[untyped-decorator]  # kfp has no types
     def train_and_compare(
         runs: list[dict[str, Any]],
-        train: dict[str, Any],
+        train_config: dict[str, Any],
         evaluation: dict[str, Any],
         comparison: dict[str, Any],
+        trainjob: dict[str, Any],
         experiment: str,
         gpu_type: str,
         gpu_count: int,
@@ -53,16 +60,18 @@ def build(target: Target) -> Any:
         measured = {"dataset": dataset, "settings": settings, "experiment": experiment, "target": target}
         start = measure(checkpoint, name="Evaluate start checkpoint", **measured)
         with dsl.ParallelFor(runs, name="Training runs", parallelism=PARALLELISM) as run:
+            train_one, of_nodes = (launch_train, {"trainjob": trainjob}) if by_trainjob else (train, {})
             trained = train_one(
                 run=run,
-                config=train,
+                config=train_config,
                 experiment=experiment,
                 run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
                 dataset=dataset,
                 checkpoint=checkpoint,
+                **of_nodes,
             )
             trained.set_display_name("Train").set_caching_options(False)
-            place_on_gpu(trained, "train", target, settings)
+            place_on_gpu(trained, "launch-train" if by_trainjob else "train", target, settings)
             if target.train_retries:
                 trained.set_retry(target.train_retries, "60s", 2, "600s")
             evaluated = measure(trained.outputs["training"], name="Evaluate", **measured)
@@ -104,5 +113,6 @@ def inputs_of(checked: Task, *, dataset: Task, checkpoint: Task, experiment: Any
         "experiment": experiment,
         "dataset": dataset.outputs["dataset"],
         "checkpoint": checkpoint.outputs["checkpoint"],
-        **{name: checked.outputs[name] for name in ("train", "evaluation", "comparison", *PLACEMENT)},
+        "train_config": checked.outputs["train"],
+        **{name: checked.outputs[name] for name in ("evaluation", "comparison", "trainjob", *PLACEMENT)},
     }

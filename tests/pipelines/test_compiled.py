@@ -27,7 +27,7 @@ FILES = {
     for preset in (None, *preset_names())
 }
 CACHED = {"prepare-dataset", "import-checkpoint"}
-ON_GPU = {"train", "evaluate"}
+ON_GPU = {"train", "launch-train", "evaluate"}  # launch-train asks for the GPUs of its nodes, and has none itself
 
 
 def compile_all(output: Path, **environment: str) -> dict[str, str]:
@@ -91,7 +91,7 @@ def test_nothing_is_installed_at_run_time_and_images_are_pinned(package):
     assert "pip install" not in package.text
     assert ":latest" not in package.text
     for step, container, pod in package.executors.values():
-        image = "progrpo-gpu" if step in ON_GPU else "progrpo-cpu"
+        image = "progrpo-gpu" if step in ON_GPU - {"launch-train"} else "progrpo-cpu"
         assert container["image"] == f"localhost/progrpo/{image}:{__version__}"
         assert pod["imagePullPolicy"] == "IfNotPresent"
 
@@ -256,6 +256,15 @@ def test_header_says_what_the_file_is(package):
 
 
 # --- other targets ---------------------------------------------------------------------------------------------------
+
+
+def test_several_nodes_are_trained_by_a_trainjob_that_gets_the_placement():
+    package = Package((COMPILED / "compare-multi-node.yaml").read_text(), "compare", "multi-node")
+    tasks = dict(package.tasks())
+    assert "train" not in tasks
+    assert "trainjob" in json.dumps(tasks["launch-train"]["inputs"]["parameters"]["trainjob"])
+    passed_on = package.spec["components"]["comp-launch-train"]["taskConfigPassthroughs"]
+    assert {"field": "RESOURCES"} in passed_on  # to the nodes, and not to the pod that waits for them
 
 
 def test_older_backends_get_nothing_that_they_do_not_know(tmp_path):

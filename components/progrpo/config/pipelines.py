@@ -10,8 +10,12 @@ from progrpo.config.algorithms import GRPO, Arm, ProGRPO
 from progrpo.config.base import MAX_SEED, START, Config
 from progrpo.config.data import CheckpointConfig, DatasetConfig
 from progrpo.config.evaluation import CompareConfig, EvaluateConfig
+from progrpo.config.gate import KeepsAbility
 from progrpo.config.placement import PlacementConfig
 from progrpo.config.training import TrainConfig
+from progrpo.config.trainjob import TrainJobConfig
+
+_TRAINJOB = "how several nodes train, in packages of preset multi-node; absent: the pod of the step trains"
 
 
 class PreparePipeline(Config):
@@ -36,6 +40,7 @@ class TrainAndEvaluatePipeline(EvaluatePipeline):
     comparison: CompareConfig = CompareConfig(baseline=START)
     seed: int = Field(0, ge=0, le=MAX_SEED)
     train: TrainConfig = TrainConfig()
+    trainjob: TrainJobConfig | None = Field(None, description=_TRAINJOB)
 
     @model_validator(mode="after")
     def _baseline_exists(self) -> TrainAndEvaluatePipeline:
@@ -52,6 +57,7 @@ class ComparePipeline(EvaluatePipeline):
     comparison: CompareConfig = CompareConfig()
     seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field((0, 1), min_length=1)
     train: TrainConfig = TrainConfig()
+    trainjob: TrainJobConfig | None = Field(None, description=_TRAINJOB)
 
     @model_validator(mode="after")
     def _unique(self) -> ComparePipeline:
@@ -79,6 +85,11 @@ def _check_comparison(
     if gate.seed is not None and gate.seed not in seeds:
         raise ValueError(f"comparison.gate.seed is {gate.seed}, trained are {', '.join(map(str, seeds))}")
     for rule in gate.rules:
+        if isinstance(rule, KeepsAbility) and evaluation.ability is None:
+            raise ValueError(
+                f"comparison.gate has a rule about {rule.task}, but evaluation.ability is not set. Set it, for example "
+                f"evaluation.ability.tasks: [{rule.task}]"
+            )
         if (k := rule.k) is not None and k > evaluation.num_samples:
             raise ValueError(
                 f"comparison.gate asks for {rule.metric}, but evaluation.num_samples is {evaluation.num_samples}: "

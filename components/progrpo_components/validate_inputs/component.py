@@ -47,6 +47,7 @@ def validate_inputs(
         ("train", dict),
         ("evaluation", dict),
         ("comparison", dict),
+        ("trainjob", dict),
         ("gpu_type", str),
         ("gpu_count", int),
         ("cpu", str),

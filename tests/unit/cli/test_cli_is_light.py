@@ -59,4 +59,4 @@ def test_presets_are_listed(capsys):
     with pytest.raises(SystemExit):
         main(["presets"])
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert names == ["paper-qwen2.5-7b", "single-gpu", "smoke"]
+    assert names == ["multi-node", "paper-qwen2.5-7b", "single-gpu", "smoke"]

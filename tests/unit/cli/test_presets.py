@@ -31,7 +31,8 @@ def test_a_preset_for_gpus_holds_together(preset):
     check_settings(parameters.arms, parameters.train, findings)
     assert not findings.errors
     assert not findings.warnings
-    assert parameters.placement.gpu_count == parameters.train.distributed.num_processes
+    nodes = parameters.trainjob.num_nodes if parameters.trainjob else 1
+    assert parameters.placement.gpu_count * nodes == parameters.train.distributed.num_processes
     assert parameters.evaluation.num_processes <= parameters.placement.gpu_count
 
 

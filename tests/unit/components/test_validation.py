@@ -197,6 +197,24 @@ def test_fewer_gpus_than_processes_is_an_error_only_where_a_gpu_is_asked_for():
         check(gpu_count=1, overrides={"train": {**two, "device": "cuda"}})
 
 
+def test_several_nodes_need_the_package_that_trains_on_them():
+    with pytest.raises(
+        ConfigError, match=r"trainjob is set, but here the pod of the step trains. Take the package of pre"
+    ):
+        check(overrides={"trainjob": {"num_nodes": 2}, "train": {"distributed": {"num_processes": 2}}})
+    nodes = {"train": {"device": "cpu", "distributed": {"num_processes": 3}}, "trainjob": {"num_nodes": 2}}
+    preset = {**preset_parameters("smoke", "compare"), **nodes}
+    form = form_defaults("compare", "smoke")
+    with pytest.raises(ConfigError, match=r"num_processes is 3, which does not divide among trainjob.num_nodes 2"):
+        steps.validate_inputs("compare", {**form, "overrides": {"train": {"prompts_per_step": 3}}}, preset=preset)
+    with pytest.raises(ConfigError, match=r"this package trains by a TrainJob. Take one of another preset"):
+        steps.validate_inputs(
+            "compare",
+            {**form, "overrides": {"trainjob": None, "train": {"distributed": {"num_processes": 1}}}},
+            preset=preset,
+        )
+
+
 def test_memory_is_compared_with_the_gpu_that_the_node_selector_names():
     small = {"nvidia.com/gpu.product": "Tiny-0GB"}
     with pytest.raises(ConfigError, match="weights, gradients and optimizer alone take"):
