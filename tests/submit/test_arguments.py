@@ -133,7 +133,7 @@ def test_unknown_pipeline_names_the_closest(submit):
 
 
 def test_pipeline_by_name_is_compiled_with_its_preset(recorder, submit):
-    """The first task makes of what is sent the settings that were asked for, one that undoes the preset's included."""
+    """The first task makes of what is sent the settings that were asked for, also where one undoes the preset's."""
     settings = ("experiment=2024", "evaluation.top_p=0.95", "evaluation.num_samples=3")
     assert (
         preset_parameters("smoke", "evaluate")["evaluation"]["top_p"] != defaults_of("evaluate")["evaluation"]["top_p"]
