@@ -68,6 +68,7 @@ class Cluster:
         Raises:
             ClusterError: neither is there, or the kubeconfig cannot be used.
         """
+        import yaml
         from kubernetes import client, config  # type: ignore[import-untyped]
 
         configuration = client.Configuration()
@@ -79,9 +80,10 @@ class Cluster:
                 path = os.environ.get("KUBECONFIG")  # the package reads it only as it is imported
                 config.load_kube_config(path, client_configuration=configuration)
                 own = config.list_kube_config_contexts(path)[1]["context"].get("namespace", "default")
-        except (config.ConfigException, OSError, ValueError, TypeError, KeyError) as error:
+        except (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError, KeyError) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
             raise ClusterError(
-                f"no way to a Kubernetes API: {error} In a pod it needs a service account with a mounted token "
+                f"no way to a Kubernetes API: {reason}. In a pod it needs a service account with a mounted token "
                 f"(automountServiceAccountToken); elsewhere set KUBECONFIG."
             ) from None
         configuration.retries = False  # ours below; urllib3's would sleep as long as a server's Retry-After says
