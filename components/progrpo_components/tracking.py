@@ -122,7 +122,7 @@ def close_runs(*, experiment: str, pipeline_run_id: str, status: str) -> list[st
             return []
         own = f"tags.`{RUN_TAG}` = {_quote(pipeline_run_id)} and attributes.status = 'RUNNING'"
         for run in client.search_runs([found.experiment_id], own):
-            client.set_terminated(run.info.run_id, "FAILED" if status == "SUCCEEDED" else "KILLED")
+            client.set_terminated(run.info.run_id, "FINISHED" if status == "SUCCEEDED" else "KILLED")
             closed.append(str(run.info.run_id))
     except Exception as error:  # mlflow, sqlalchemy, requests: what they raise must not fail a run that went well
         logger.warning("MLflow runs that were left open stay so: %s", describe_error(error))

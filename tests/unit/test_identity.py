@@ -1,6 +1,7 @@
 """Equal identities mean equal content, on disk and in S3."""
 
 import os
+from contextlib import suppress
 
 import pytest
 
@@ -15,7 +16,8 @@ def bucket(s3_server, monkeypatch):  # noqa: F811
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     client = s3_server.client()
-    client.create_bucket(Bucket="identities")
+    with suppress(client.exceptions.BucketAlreadyOwnedByYou):
+        client.create_bucket(Bucket="identities")
     return client
 
 

@@ -51,7 +51,9 @@ def _copy_head(file: Any, path: Path, uri: str, columns: tuple[str, ...]) -> Non
     import pyarrow.parquet as pq
 
     try:
-        whole = pq.ParquetFile(file)
+        whole = pq.ParquetFile(
+            file, pre_buffer=False, buffer_size=HEAD_BYTES
+        )  # pages as they are read, not all at once
         check_columns(whole.schema_arrow.names, columns, uri)
         batch = next(whole.iter_batches(HEAD_ROWS, columns=list(columns)), None)
         table = pa.Table.from_batches([] if batch is None else [batch], whole.schema_arrow if batch is None else None)

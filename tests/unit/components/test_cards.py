@@ -65,7 +65,7 @@ def test_the_card_of_an_evaluation_has_intervals(tmp_path, embedded_checkpoint, 
     assert "eval/pass_at_2" in card
 
 
-@pytest.mark.parametrize(("state", "ended"), [("FAILED", "KILLED"), ("CANCELLED", "KILLED"), ("SUCCEEDED", "FAILED")])
+@pytest.mark.parametrize(("state", "ended"), [("FAILED", "KILLED"), ("CANCELLED", "KILLED"), ("SUCCEEDED", "FINISHED")])
 def test_finish_ends_what_a_killed_task_left_open(tmp_path, monkeypatch, state, ended):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

@@ -1,6 +1,7 @@
 """The first rows of a file, of which S3 sends no more than is needed."""
 
 import json
+from contextlib import suppress
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,7 +32,8 @@ def bucket(s3_server, monkeypatch):  # noqa: F811
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     client = s3_server.client()
-    client.create_bucket(Bucket="heads")
+    with suppress(client.exceptions.BucketAlreadyOwnedByYou):
+        client.create_bucket(Bucket="heads")
     return client
 
 
