@@ -35,6 +35,7 @@ from progrpo.config.gate import LOWER_IS_BETTER, Better, GateConfig, GateRule, K
 from progrpo.config.pipelines import PIPELINES, ComparePipeline, EvaluatePipeline, TrainAndEvaluatePipeline
 from progrpo.config.reading import parse
 from progrpo.config.training import CheckpointingConfig, DistributedConfig, HeldoutConfig, LoRAConfig, TrainConfig
+from progrpo.config.trainjob import TrainJobConfig
 
 __all__ = [
     "ARM_NAME",
@@ -85,6 +86,7 @@ __all__ = [
     "ProGRPO",
     "TrainAndEvaluatePipeline",
     "TrainConfig",
+    "TrainJobConfig",
     "TransformersEngineConfig",
     "Unlikeliness",
     "VLLMEngineConfig",
