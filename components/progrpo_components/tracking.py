@@ -97,6 +97,38 @@ def open_tracking(
     return Tracker(client, run_id, trained=seed is not None)
 
 
+def close_runs(*, experiment: str, pipeline_run_id: str, status: str) -> list[str]:
+    """End every MLflow run of a pipeline run that a task left open when it was killed; never raises.
+
+    Args:
+        experiment: MLflow experiment.
+        pipeline_run_id: of the pipeline run.
+        status: how it ended, as KFP says; a run that is still open then was cut off.
+
+    Returns:
+        Ids of the MLflow runs that were ended.
+    """
+    if os.environ.get(SWITCH, "").lower() == "off":
+        return []
+    for variable, value in _ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    closed: list[str] = []
+    try:
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI"))
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            return []
+        own = f"tags.`{RUN_TAG}` = {_quote(pipeline_run_id)} and attributes.status = 'RUNNING'"
+        for run in client.search_runs([found.experiment_id], own):
+            client.set_terminated(run.info.run_id, "FINISHED" if status == "SUCCEEDED" else "KILLED")
+            closed.append(str(run.info.run_id))
+    except Exception as error:  # mlflow, sqlalchemy, requests: what they raise must not fail a run that went well
+        logger.warning("MLflow runs that were left open stay so: %s", describe_error(error))
+    return closed
+
+
 class Tracker:
     """One MLflow run: a :class:`progrpo.metrics.MetricSink`, and a context manager that ends the run.
 

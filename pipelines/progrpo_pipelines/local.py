@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from progrpo.config import EvaluatePipeline, FileSource
+from progrpo.config import FileSource, PreparePipeline
 from progrpo.errors import ConfigError, PipelineError, StorageError
 from progrpo.manifest import write_atomic
 from progrpo.storage import localize, make_directory
@@ -60,7 +60,7 @@ class RunResult:
 
 
 def run_pipeline(
-    name: str, parameters: EvaluatePipeline, directory: Path, *, console: Console, replace: bool = False
+    name: str, parameters: PreparePipeline, directory: Path, *, console: Console, replace: bool = False
 ) -> RunResult:
     """Run a pipeline with kfp.local and show its progress.
 
@@ -101,7 +101,7 @@ def run_pipeline(
     return RunResult(directory, environment["MLFLOW_TRACKING_URI"], time.monotonic() - started, tuple(reader.rows()))
 
 
-def _check_inputs(parameters: EvaluatePipeline) -> None:
+def _check_inputs(parameters: PreparePipeline) -> None:
     """Find what is missing on this machine before anything starts; S3 is asked by the step that reads from it."""
     uris: dict[str, str | None] = {"checkpoint.uri": parameters.checkpoint.uri}
     if isinstance(source := parameters.dataset.source, FileSource):
