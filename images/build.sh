@@ -18,7 +18,7 @@ case $name in
   *) echo "error: images/build.sh progrpo-cpu|progrpo-gpu, not '$name'" >&2; exit 2 ;;
 esac
 PYTHON=${PYTHON:-python3} DOCKER=${DOCKER:-docker} PYTHON_VERSION=${PYTHON_VERSION:-3.12}
-pip() { "$PYTHON" -m pip --disable-pip-version-check --quiet "$@"; }
+pip() { "$PYTHON" -m pip --disable-pip-version-check --quiet --quiet "$@"; }
 
 version=$(sed -nE 's/^version = "(.*)"$/\1/p' pyproject.toml)
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
@@ -39,15 +39,17 @@ stamp="$context/wheels/.$(cat "images/$name/$requirements" - <<<"$PYTHON_VERSION
 if [ ! -e "$stamp" ]; then
   rm -rf "$context/wheels" && mkdir "$context/wheels"
   target=(--python-version "$PYTHON_VERSION" --implementation cp --abi "cp${PYTHON_VERSION/./}" --abi abi3 --abi none)
-  pip download --no-deps --only-binary :all: "${target[@]}" "${platforms[@]}" --dest "$context/wheels" \
-    --requirement "$context/$requirements"
-  pip download --no-deps --only-binary :all: --dest "$context/wheels" pip==26.0.1
+  pip download --no-deps "${target[@]}" "${platforms[@]}" --dest "$context/wheels" --requirement "$context/$requirements"
+  for sdist in "$context"/wheels/*.tar.gz; do # kfp-server-api has no wheel
+    pip wheel --no-deps --wheel-dir "$context/wheels" "$sdist" && rm "$sdist"
+  done
+  rm -rf "$context/pip"
+  pip download --no-deps --dest "$context/pip" pip==26.3
   touch "$stamp"
 fi
 
 arguments=(--build-arg "VERSION=$version" --build-arg "REVISION=$revision"
   --build-arg "SOURCE_DATE_EPOCH=$SOURCE_DATE_EPOCH" --build-arg "SOURCE=${SOURCE_URL:-}")
-[ "$name" = progrpo-gpu ] && arguments+=(--build-arg "REQUIREMENTS=$requirements")
 [ "$name" = progrpo-cpu ] && [ -n "${BUILDER_IMAGE:-}" ] && arguments+=(--build-arg "BUILDER_IMAGE=$BUILDER_IMAGE")
 [ -n "${BASE_IMAGE:-}" ] && arguments+=(--build-arg "BASE_IMAGE=$BASE_IMAGE")
 tag=${IMAGE_REGISTRY:-localhost/progrpo}/$name:$version

@@ -6,7 +6,7 @@ cd "$1"
 # What packages ship for their own tests and for those who compile against them.
 find . -type d -name tests -prune -exec rm -rf {} +
 find . -type f \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.[ch]' -o -name '*.[ch]pp' \) -delete
-rm -rf pyarrow/include pyarrow/src plotly/labextension ../../../share/jupyter
+rm -rf pyarrow/include pyarrow/src plotly/labextension plotly/package_data/widgetbundle.js ../../../share/jupyter
 
 # One file three times over, as a wheel cannot hold links; the loader asks for the middle name.
 rm pyarrow/libarrow_python*.so pyarrow/libarrow_python*.so.*.*.*
