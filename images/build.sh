@@ -23,7 +23,7 @@ pip() { "$PYTHON" -m pip --disable-pip-version-check --quiet --quiet "$@"; }
 version=$(sed -nE 's/^version = "(.*)"$/\1/p' pyproject.toml)
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || echo 0)
-export SOURCE_DATE_EPOCH # hatchling's too
+export SOURCE_DATE_EPOCH # hatchling's
 
 # The context: what the Dockerfile copies, and nothing else.
 context=build/images/$name
@@ -48,8 +48,7 @@ if [ ! -e "$stamp" ]; then
   touch "$stamp"
 fi
 
-arguments=(--build-arg "VERSION=$version" --build-arg "REVISION=$revision"
-  --build-arg "SOURCE_DATE_EPOCH=$SOURCE_DATE_EPOCH" --build-arg "SOURCE=${SOURCE_URL:-}")
+arguments=(--build-arg "VERSION=$version" --build-arg "REVISION=$revision" --build-arg "SOURCE=${SOURCE_URL:-}")
 [ "$name" = progrpo-cpu ] && [ -n "${BUILDER_IMAGE:-}" ] && arguments+=(--build-arg "BUILDER_IMAGE=$BUILDER_IMAGE")
 [ -n "${BASE_IMAGE:-}" ] && arguments+=(--build-arg "BASE_IMAGE=$BASE_IMAGE")
 tag=${IMAGE_REGISTRY:-localhost/progrpo}/$name:$version

@@ -54,5 +54,4 @@ def _expanded(z: float, df_K: Array) -> Array:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    total: Array = z + sum(term / df_K ** (i + 1) for i, term in enumerate(terms))
-    return total
+    return z + sum((term / df_K ** (i + 1) for i, term in enumerate(terms)), np.zeros_like(df_K))
