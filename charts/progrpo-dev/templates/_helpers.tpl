@@ -32,6 +32,16 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- end }}
 {{- end -}}
 
+{{/* Without versions, so that an upgrade of the chart alone does not restart the database. Give (list $ COMPONENT). */}}
+{{- define "progrpo-dev.podLabels" -}}
+{{- $root := index . 0 -}}
+{{ include "progrpo-dev.selectorLabels" . }}
+app.kubernetes.io/part-of: progrpo
+{{- with $root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
 {{/* Metadata of an object. Give (list $ COMPONENT NAME [ANNOTATIONS]). */}}
 {{- define "progrpo-dev.metadata" -}}
 {{- $root := index . 0 -}}
