@@ -33,6 +33,13 @@ def save(bucket):
     print(f"saved {count} objects of {bucket}", file=sys.stderr)
 
 
+class Stream:
+    """A file that can only be read: boto3 trips over tarfile's, which says it could seek."""
+
+    def __init__(self, file):
+        self.read = file.read
+
+
 def restore(bucket):
     """Put every file of a tar on standard input into the bucket; what else is there stays."""
     create(bucket)
@@ -40,7 +47,7 @@ def restore(bucket):
     with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as tar:
         for member in tar:
             if member.isfile():
-                s3.upload_fileobj(tar.extractfile(member), bucket, member.name)
+                s3.upload_fileobj(Stream(tar.extractfile(member)), bucket, member.name)
                 count += 1
     print(f"restored {count} objects to {bucket}", file=sys.stderr)
 
