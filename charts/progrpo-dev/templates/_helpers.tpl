@@ -63,6 +63,7 @@ annotations:
 {{- define "progrpo-dev.image" -}}
 {{- $root := index . 0 -}}
 {{- with index . 1 -}}
+{{- if has .tag (list "latest" "nightly" "main") -}}{{ fail (printf "the tag %s of %s means another image every day: give a version" .tag .repository) }}{{- end -}}
 {{- printf "%s/%s:%s" ($root.Values.global.imageRegistry | default .registry) .repository .tag -}}
 {{- with .digest }}@{{ . }}{{ end -}}
 {{- end -}}

@@ -63,6 +63,7 @@ annotations:
 {{- define "progrpo-serve.image" -}}
 {{- $root := index . 0 -}}
 {{- with index . 1 -}}
+{{- if has .tag (list "latest" "nightly" "main") -}}{{ fail (printf "the tag %s of %s means another image every day: give a version" .tag .repository) }}{{- end -}}
 {{- printf "%s/%s:%s" ($root.Values.global.imageRegistry | default .registry) .repository (.tag | default $root.Chart.AppVersion) -}}
 {{- with .digest }}@{{ . }}{{ end -}}
 {{- end -}}
@@ -130,9 +131,19 @@ capabilities:
 {{- if and (eq .source "pvc") (not .pvc.claim) -}}{{ fail "model.source is pvc: set model.pvc.claim to the claim that holds the checkpoint" }}{{- end -}}
 {{- if eq .source "oci" -}}
 {{- if not .oci.reference -}}{{ fail "model.source is oci: set model.oci.reference to the image that holds the checkpoint" }}{{- end -}}
+{{- if not (or (contains "@sha256:" .oci.reference) (regexMatch ":[^/]+$" .oci.reference)) -}}{{ fail (printf "model.oci.reference is %s: add a tag or a digest" .oci.reference) }}{{- end -}}
+{{- if hasSuffix ":latest" .oci.reference -}}{{ fail "model.oci.reference ends in latest, which means another image every day: give a version" }}{{- end -}}
 {{- if and (eq .oci.mode "volume") (semverCompare "<1.33.0-0" $.Capabilities.KubeVersion.Version) -}}
 {{ fail (printf "model.oci.mode is volume, but Kubernetes %s mounts no images (1.33 does). Set it to copy" $.Capabilities.KubeVersion.Version) }}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $own := dict "api-key" "apiKey.existingSecret" "model" "model.source" "host" "service" "port" "service" "served-model-name" "model.servedName" "tensor-parallel-size" "gpu.count" "gpu-memory-utilization" "vllm.gpuMemoryUtilization" "max-model-len" "vllm.maxModelLen" "max-num-seqs" "vllm.maxNumSeqs" "dtype" "vllm.dtype" "shutdown-timeout" "rollout.drainSeconds" -}}
+{{- range .Values.vllm.extraArgs -}}
+{{- $name := regexReplaceAll "=.*" . "" | trimPrefix "--" | replace "_" "-" -}}
+{{- if hasPrefix "--" . -}}
+{{- if hasKey $own $name -}}{{ fail (printf "vllm.extraArgs has --%s, which has a value of its own: set %s" $name (get $own $name)) }}{{- end -}}
+{{- if eq $name "trust-remote-code" -}}{{ fail "vllm.extraArgs has --trust-remote-code: code that comes with a model is never run" }}{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- with .Values.autoscaling -}}
