@@ -72,6 +72,8 @@ REFUSED = [
     ("reaper.schedule", "every hour", "/reaper/schedule", "does not match pattern"),
     ("reaper.maxHeartbeatAge", 15, "/reaper/maxHeartbeatAge", "got number, want string"),
     ("reaper.maxHeartbeatAge", "15 min", "/reaper/maxHeartbeatAge", "does not match pattern"),
+    ("sandbox.workers", 0, "/sandbox/workers", "minimum: got 0, want 1"),
+    ("sandbox.isolation", "none", "/sandbox/isolation", "must be one of 'full', 'pod'"),
     ("sandbox.replicas", 0, "/sandbox/replicas", "minimum: got 0, want 1"),
     ("sandbox.resources.limits.memory", "2 GB", "/sandbox/resources/limits/memory", "does not match pattern"),
     ("sandbox.resources.limits.cpu", -1, "/sandbox/resources/limits/cpu", "minimum: got -1, want 0"),
@@ -123,7 +125,7 @@ def test_a_wrong_value_is_refused_where_it_stands(path, value, where, what):
 @pytest.mark.parametrize(("values", "what"), FAILS)
 def test_values_that_do_not_fit_together_are_refused(values, what):
     assert schema_error("progrpo", values) == ""
-    with pytest.raises(helm_python.HelmRenderError, match="configmap.yaml") as caught:
+    with pytest.raises(helm_python.HelmRenderError, match=r"configmap\.yaml") as caught:
         render("progrpo", values)
     assert what in str(caught.value)
 

@@ -132,6 +132,12 @@ resources:
 - secretRef: {name: progrpo-mlflow, optional: true}
 {{- end -}}
 
+{{- /* The root file system is read-only; the image's caches are in /cache. */ -}}
+{{- define "progrpo.scratchMounts" -}}
+- {name: scratch, mountPath: /tmp}
+- {name: scratch, mountPath: /cache}
+{{- end -}}
+
 {{- define "progrpo.caEnv" -}}
 {{- if .Values.caBundle.configMap }}
 {{- range list "SSL_CERT_FILE" "REQUESTS_CA_BUNDLE" "AWS_CA_BUNDLE" }}
