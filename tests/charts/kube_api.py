@@ -128,9 +128,7 @@ def _discovery(path: str) -> dict[str, Any] | None:
         return {"kind": "APIVersions", "versions": ["v1"]}
     if path == "/apis":
         listed = [{"groupVersion": version, "version": version.partition("/")[2]} for version in groups]
-        named = [
-            {"name": v["groupVersion"].partition("/")[0], "versions": [v], "preferredVersion": v} for v in listed
-        ]
+        named = [{"name": v["groupVersion"].partition("/")[0], "versions": [v], "preferredVersion": v} for v in listed]
         return {"kind": "APIGroupList", "apiVersion": "v1", "groups": named}
     if path.startswith("/openapi/v3"):
         return _openapi(path.removeprefix("/openapi/v3").strip("/"))

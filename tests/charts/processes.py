@@ -31,12 +31,14 @@ class Machine:
         root: where the volumes' files go.
         names: what a text of the manifest becomes here: a path, a host or an address. Longest first.
         programs: the program behind a command's first word.
+        others: ConfigMaps and Secrets that are not of this release: their entries by name.
     """
 
     release: Release
     root: Path
     names: Mapping[str, str]
     programs: Mapping[str, str]
+    others: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     _running: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def pod(self, name: str) -> Pod:
@@ -56,6 +58,10 @@ class Machine:
     def environment(self, container: Mapping[str, Any]) -> dict[str, str]:
         """Return a container's variables, secrets included; of this machine's only what finds programs and modules."""
         own = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG") if name in os.environ}
+        for source in container.get("envFrom", ()):
+            (reference,) = source.values()
+            if reference["name"] in self.others or not reference.get("optional"):
+                own |= self.others[reference["name"]]
         return own | {variable["name"]: self._value(variable) for variable in container.get("env", ())}
 
     def _value(self, variable: Mapping[str, Any]) -> str:
