@@ -80,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
             body = _merged(self.server.objects[path], body)
         self._store(path, body)
 
-    do_PUT = do_PATCH
+    do_PUT = do_PATCH  # noqa: N815 - http.server's name
 
     def do_DELETE(self) -> None:
         self._body()

@@ -137,7 +137,7 @@ def _secrets(api: KubeAPI) -> dict[str, Any]:
 
 
 def test_credentials_are_made_once_and_stay(cluster, packages):
-    """Install, upgrade to a new version with other values, roll back, uninstall, install again: one set of passwords."""
+    """Install, upgrade to a new version with other values, roll back, uninstall, install again: the same passwords."""
     api, helm = cluster
     chart = str(packages["progrpo-dev", ""])
     helm.install(chart, "dev", {}, namespace="team-a")

@@ -137,16 +137,16 @@ def test_what_cannot_be_served_says_why(client, server, training, tmp_path):
 def test_the_rendered_container_fetches_and_says_what_is_wrong(
     client,
     server,
-    s3_server,
+    s3_server,  # noqa: F811
     training,
-    tmp_path,  # noqa: F811
+    tmp_path,
 ):
     digest = promote(client, "rendered", training, str(training))
     others = {
         "progrpo-defaults": {"MLFLOW_TRACKING_URI": server, "AWS_ENDPOINT_URL": s3_server.endpoint},
         "progrpo-s3": {name: s3_server.environment[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")},
     }
-    names = {"/model": str(tmp_path / "model"), "/tmp": str(tmp_path)}  # noqa: S108
+    names = {"/model": str(tmp_path / "model"), "/tmp": str(tmp_path)}
     (tmp_path / "model").mkdir()
 
     def run(uri: str) -> Any:
