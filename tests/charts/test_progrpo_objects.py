@@ -319,6 +319,15 @@ def test_the_training_runtime_is_what_the_launcher_asks_for(release):
     assert {"name": "dshm", "mountPath": "/dev/shm"} in node["volumeMounts"]
 
 
+def test_training_pods_get_the_variables_that_are_given():
+    values = VALUES["train-jobs-placement"]["trainJobs"]
+    training = pod(render("progrpo", VALUES["train-jobs-placement"]), "TrainingRuntime", "progrpo-torch")
+    environment = {v["name"]: v["value"] for v in training.spec["containers"][0]["env"]}
+    assert environment == {"HOME": "/work", "TMPDIR": "/work", **values["env"]}
+    assert training.spec["priorityClassName"] == values["priorityClassName"]
+    assert training.spec["runtimeClassName"] == values["runtimeClassName"]
+
+
 def test_a_user_s_error_is_not_tried_again(release):
     spec = release.one("TrainingRuntime")["spec"]["template"]["spec"]
     (rule,) = spec["failurePolicy"]["rules"]
@@ -367,16 +376,14 @@ def test_settings_of_pipeline_pods():
         "AWS_ENDPOINT_URL": "https://s3.example.com:9000",
         "AWS_REGION": "eu-central-1",
         "PROGRPO_SANDBOX_URL": "http://progrpo-sandbox.team-a.svc:8080",
-        "MLFLOW_EXPERIMENT_NAME": "reasoning",
-        "HF_HOME": "/cache/hf",
+        "PROGRPO_S3_URI": "s3://team-a/progrpo",
     }
 
 
 def test_what_is_not_set_is_absent(release):
     """An empty AWS_ENDPOINT_URL would be taken for an address."""
     data = release.one("ConfigMap", "progrpo-defaults")["data"]
-    assert "AWS_ENDPOINT_URL" not in data
-    assert "MLFLOW_TRACKING_URI" not in data
+    assert sorted(data) == ["AWS_REGION", "KFP_ENDPOINT", "PROGRPO_SANDBOX_URL"]
     assert all(data.values())
 
 

@@ -46,8 +46,9 @@ REFUSED = [
     ("mlflow.password", "secret", "/mlflow", "additional properties 'password' not allowed"),
     ("s3.accessKey", "AKIA", "/s3", "additional properties 'accessKey' not allowed"),
     ("s3.region", "EU Central", "/s3/region", "does not match pattern"),
-    ("env", {"lower-case": "x"}, "", "invalid propertyName 'lower-case'"),
-    ("env", {"HF_HUB_OFFLINE": 1}, "/env/HF_HUB_OFFLINE", "got number, want string"),
+    ("s3.uri", "https://s3.example/bucket", "/s3/uri", "does not match pattern"),
+    ("trainJobs.env", {"lower-case": "x"}, "", "invalid propertyName 'lower-case'"),
+    ("trainJobs.env", {"NCCL_IB_DISABLE": 1}, "/trainJobs/env/NCCL_IB_DISABLE", "got number, want string"),
     ("caBundle.key", "a/b", "/caBundle/key", "does not match pattern"),
     ("pods.runAsUser", 1000, "/pods", "additional properties 'runAsUser' not allowed"),
     ("pods.fsGroup", 0, "/pods/fsGroup", "minimum: got 0, want 1"),
@@ -99,9 +100,9 @@ FAILS = [
     (nested("cache.existingClaim", "models"), "does nothing without cache.enabled"),
     (nested("images.cpu.tag", "latest"), "images.cpu.tag is latest, which says no version"),
     (nested("commonLabels", {"app.kubernetes.io/name": "x"}), "which the chart sets itself"),
-    (nested("env.AWS_SECRET_ACCESS_KEY", "x"), "env.AWS_SECRET_ACCESS_KEY looks like a secret"),
-    (nested("env.HF_TOKEN", "x"), "env.HF_TOKEN looks like a secret"),
-    (nested("env.AWS_REGION", "x"), "env.AWS_REGION has a value of its own"),
+    (nested("trainJobs.env.AWS_SECRET_ACCESS_KEY", "x"), "trainJobs.env.AWS_SECRET_ACCESS_KEY looks like a secret"),
+    (nested("trainJobs.env.HF_TOKEN", "x"), "trainJobs.env.HF_TOKEN looks like a secret"),
+    (nested("trainJobs.env.AWS_REGION", "x"), "trainJobs.env.AWS_REGION is set by the chart itself"),
 ]
 
 

@@ -232,12 +232,12 @@ http://{{ include "progrpo.fullname" . }}-sandbox.{{ .Release.Namespace }}.svc:8
 {{- fail (printf "commonLabels has %s, which the chart sets itself. Choose a label of your own." $label) -}}
 {{- end -}}
 {{- end -}}
-{{- range $name, $_ := $values.env -}}
+{{- range $name, $_ := $values.trainJobs.env -}}
 {{- if regexMatch "(PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIAL|PRIVATE_KEY|ACCESS_KEY|API_?KEY)" $name -}}
-{{- fail (printf "env.%s looks like a secret, and env goes into a ConfigMap that many can read. Put it into Secret progrpo-s3 or progrpo-mlflow." $name) -}}
+{{- fail (printf "trainJobs.env.%s looks like a secret, and many can read it there. Put it into Secret progrpo-s3 or progrpo-mlflow." $name) -}}
 {{- end -}}
-{{- if has $name (list "AWS_ENDPOINT_URL" "AWS_REGION" "KFP_ENDPOINT" "KF_PIPELINES_UI_ENDPOINT" "MLFLOW_TRACKING_URI" "PROGRPO_SANDBOX_URL") -}}
-{{- fail (printf "env.%s has a value of its own: kfp, mlflow, s3 or sandbox. Set that instead." $name) -}}
+{{- if has $name (list "AWS_ENDPOINT_URL" "AWS_REGION" "HOME" "MLFLOW_TRACKING_URI" "PROGRPO_SANDBOX_URL" "TMPDIR") -}}
+{{- fail (printf "trainJobs.env.%s is set by the chart itself, from mlflow, s3 or sandbox. Set that instead." $name) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
