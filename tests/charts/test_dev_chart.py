@@ -156,11 +156,12 @@ def test_pods_of_pipelines_find_the_credentials_under_their_names():
 
 def test_own_secrets_are_used_and_none_is_made():
     release = render(CHART, load("existing-secrets"), name="dev")
-    assert [secret["metadata"]["name"] for secret in release.of("Secret")] == ["dev-progrpo-dev-mlflow-session"]
+    assert not release.of("Secret")
     (mlflow,) = release.one("Deployment")["spec"]["template"]["spec"]["containers"]
     env = environment(mlflow)
     assert env["PGPASSWORD"] == reference("our-postgresql", "POSTGRES_PASSWORD")
     assert env["AWS_SECRET_ACCESS_KEY"] == reference("our-s3", "AWS_SECRET_ACCESS_KEY")
+    assert env["MLFLOW_FLASK_SERVER_SECRET_KEY"] == reference("our-session", "MLFLOW_FLASK_SERVER_SECRET_KEY")
     assert env["MLFLOW_AUTH_ADMIN_PASSWORD"] == reference("our-mlflow", "MLFLOW_TRACKING_PASSWORD")
 
 

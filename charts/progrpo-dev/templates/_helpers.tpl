@@ -124,6 +124,10 @@ tolerations:
 {{- .Values.mlflow.auth.existingSecret | default .Values.mlflow.auth.secretName -}}
 {{- end -}}
 
+{{- define "progrpo-dev.mlflow.sessionSecretName" -}}
+{{- .Values.mlflow.auth.existingSessionSecret | default (printf "%s-mlflow-session" (include "progrpo-dev.fullname" .)) -}}
+{{- end -}}
+
 {{- define "progrpo-dev.s3.secretName" -}}
 {{- if .Values.s3.enabled -}}
 {{- .Values.s3.auth.existingSecret | default .Values.s3.auth.secretName -}}
