@@ -123,11 +123,17 @@ def test_some_values_cannot_be_changed_later():
 # --- Helm itself, against a stand-in for the Kubernetes API -----------------------------------------------------------
 
 
+def helm(api: KubeAPI) -> helm_python.Config:
+    """Helm on the stand-in, without the pauses it makes for the sake of a real one."""
+    options = {"storage_driver": "memory", "burst_limit": 1000, "qps": 1000.0}
+    return helm_python.Config(namespace="team-a", kubeconfig_content=api.kubeconfig, **options)
+
+
 @pytest.fixture
 def cluster() -> Iterator[tuple[KubeAPI, helm_python.Config]]:
     with (
         running_kube_api() as api,
-        helm_python.Config(namespace="team-a", storage_driver="memory", kubeconfig_content=api.kubeconfig) as config,
+        helm(api) as config,
     ):
         yield api, config
 
@@ -138,22 +144,22 @@ def _secrets(api: KubeAPI) -> dict[str, Any]:
 
 def test_credentials_are_made_once_and_stay(cluster, packages):
     """Install, upgrade to a new version with other values, roll back, uninstall, install again: the same passwords."""
-    api, helm = cluster
+    api, config = cluster
     chart = str(packages["progrpo-dev", ""])
-    helm.install(chart, "dev", {}, namespace="team-a")
+    config.install(chart, "dev", {}, namespace="team-a")
     first = _secrets(api)
     assert first.keys() == {
         *("progrpo-s3", "progrpo-mlflow", "dev-progrpo-dev-postgresql", "dev-progrpo-dev-mlflow-session")
     }
     values = {"s3": {"persistence": {"size": "90Gi"}}, "mlflow": {"auth": {"adminUser": "someone-else"}}}
-    helm.upgrade(str(packages["progrpo-dev", NEXT]), "dev", values, namespace="team-a")
+    config.upgrade(str(packages["progrpo-dev", NEXT]), "dev", values, namespace="team-a")
     assert api.of("PersistentVolumeClaim")["dev-progrpo-dev-s3"]["spec"]["resources"]["requests"]["storage"] == "90Gi"
     assert _secrets(api) == first
-    helm.rollback("dev", version=1)
+    config.rollback("dev", version=1)
     assert _secrets(api) == first
-    helm.uninstall("dev")
+    config.uninstall("dev")
     assert _secrets(api) == first
-    helm.install(chart, "dev", {}, namespace="team-a")
+    config.install(chart, "dev", {}, namespace="team-a")
     assert _secrets(api) == first
 
 
@@ -161,18 +167,17 @@ def test_two_installs_have_different_credentials(packages):
     found = []
     for _ in range(2):
         with running_kube_api() as api:
-            options = {"storage_driver": "memory", "kubeconfig_content": api.kubeconfig}
-            with helm_python.Config(namespace="team-a", **options) as helm:
-                helm.install(str(packages["progrpo-dev", ""]), "dev", {}, namespace="team-a")
+            with helm(api) as config:
+                config.install(str(packages["progrpo-dev", ""]), "dev", {}, namespace="team-a")
             found.append({value for data in _secrets(api).values() for value in data.values()})
     assert found[0] & found[1] == {"cHJvZ3Jwbw=="}  # the administrator's name
 
 
 def test_a_render_that_cannot_see_the_cluster_cannot_change_a_password(cluster, packages):
     """What Argo CD does: apply the manifests of ``helm template``."""
-    api, helm = cluster
+    api, config = cluster
     chart = str(packages["progrpo-dev", ""])
-    helm.install(chart, "dev", {}, namespace="team-a")
+    config.install(chart, "dev", {}, namespace="team-a")
     first = _secrets(api)
     blind = next(s for s in render(chart, name="dev").of("Secret") if s["metadata"]["name"] == "progrpo-s3")
     assert refused([*api.of("Secret").values()], [blind])
@@ -180,9 +185,9 @@ def test_a_render_that_cannot_see_the_cluster_cannot_change_a_password(cluster, 
 
 
 def test_uninstalling_leaves_data_and_credentials_only(cluster, packages):
-    api, helm = cluster
+    api, config = cluster
     for chart in NAMES:
-        helm.install(str(packages[chart, ""]), "team", {}, namespace="team-a")
-        helm.uninstall("team")
+        config.install(str(packages[chart, ""]), "team", {}, namespace="team-a")
+        config.uninstall("team")
     assert {o["kind"] for o in api.objects.values()} == {"PersistentVolumeClaim", "Secret"}
     assert set(api.of("PersistentVolumeClaim")) == {"team-progrpo-dev-postgresql", "team-progrpo-dev-s3"}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -163,3 +165,53 @@ def test_the_rendered_container_fetches_and_says_what_is_wrong(
     assert done.returncode == 2
     assert done.stderr.startswith(b"error: MLflow does not give 'models:/rendered@nobody'")
     assert s3_server.secret_key.encode() not in done.stderr
+
+
+class Server(BaseHTTPRequestHandler):
+    """A stand-in for vLLM's API: one model, one token, and a key where there is one."""
+
+    key = ""
+
+    def do_GET(self) -> None:
+        self.reply({"data": [{"id": "progrpo"}]})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.reply({"choices": [{"text": " 2"}]})
+
+    def reply(self, body: Any) -> None:
+        allowed = not self.key or self.headers.get("Authorization") == f"Bearer {self.key}"
+        self.send_response(200 if allowed else 401)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("asked_for", "given", "model", "message"),
+    [
+        ("sk-1", "sk-1", "progrpo", "progrpo answered ' 2'"),
+        ("", "sk-1", "progrpo", "the server answers without a key"),
+        ("sk-1", "sk-2", "progrpo", "HTTP Error 401"),
+        ("", "", "progrpo", "vLLM asks nobody for an empty key"),
+        ("sk-1", "sk-1", "other", "the server has ['progrpo'], not 'other'"),
+    ],
+)
+def test_helm_test_finds_a_server_that_is_open_or_another(asked_for, given, model, message, tmp_path):
+    handler = type("Keyed", (Server,), {"key": asked_for})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        release = render("progrpo-serve", {"model": {"servedName": model}})
+        address = f"http://127.0.0.1:{server.server_port}"
+        names = {"http://progrpo-progrpo-serve:80": address, "/etc/progrpo": str(tmp_path / "etc")}
+        machine = Machine(release, tmp_path, names, {"python": installed("python")})
+        pod = machine.pod("Pod/progrpo-progrpo-serve-test")
+        machine.write_config_maps(pod)
+        (container,) = pod.spec["containers"]
+        plain = {**container, "env": [v for v in container["env"] if v["name"] != "VLLM_API_KEY"]}
+        done = machine.run(plain, env={"VLLM_API_KEY": given})
+        server.shutdown()
+    assert message in (done.stdout + done.stderr).decode()
+    assert (done.returncode == 0) == ("answered" in message)

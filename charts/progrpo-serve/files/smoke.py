@@ -17,6 +17,8 @@ def ask(path, body=None, key=KEY):
         return json.load(response)
 
 
+if os.environ.get("VLLM_API_KEY") == "":
+    raise SystemExit("the key in the Secret is empty, and vLLM asks nobody for an empty key")
 names = [model["id"] for model in ask("/v1/models")["data"]]
 if MODEL not in names:
     raise SystemExit(f"the server has {names}, not {MODEL!r}")
