@@ -14,8 +14,8 @@ import logging
 import re
 import shutil
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,9 +69,12 @@ def fetch_model(uri: str, output: Path) -> Fetched:
         if registered is not None and _holds(output, registered):
             return Fetched(source, registered)
         shutil.rmtree(output)
-    with finished_directory(output) as directory, tempfile.TemporaryDirectory(dir=output.parent) as scratch:
-        # Beside the output: the temporary folder of a pod is small, and a move within a volume copies nothing.
-        found = localize(source, Path(scratch)) if registered is None else _download(source, Path(scratch))
+    # Beside the output: the temporary folder of a pod is small, and a move within a volume copies nothing. Under one
+    # name: what a killed attempt left there would fill the volume.
+    scratch = output.with_name(f".{output.name}.fetch")
+    shutil.rmtree(scratch, ignore_errors=True)
+    with finished_directory(output) as directory, _removed_after(scratch):
+        found = localize(source, scratch) if registered is None else _download(source, scratch)
         manifest = read_manifest(found, "checkpoint")
         if registered not in (None, manifest.digest):
             raise CheckpointError(
@@ -83,6 +86,15 @@ def fetch_model(uri: str, output: Path) -> Fetched:
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             (found / name).replace(directory / name)
     return Fetched(source, manifest.digest)
+
+
+@contextmanager
+def _removed_after(directory: Path) -> Iterator[None]:
+    directory.mkdir()
+    try:
+        yield
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _holds(directory: Path, digest: str) -> bool:

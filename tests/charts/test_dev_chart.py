@@ -199,6 +199,16 @@ def test_only_mlflow_reaches_the_database_and_nothing_leaves_the_stores():
         assert policy["policyTypes"] == ["Ingress", "Egress"]
 
 
+def test_settings_of_postgresql_are_written_as_it_reads_them():
+    settings = {"work_mem": "64MB", "max_wal_size": 1048576, "random_page_cost": 1.1, "jit": False}
+    release = render(CHART, {"postgresql": {"settings": settings}})
+    (container,) = release.one("StatefulSet", "progrpo-progrpo-dev-postgresql")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    written = {"work_mem=64MB", "max_wal_size=1048576", "random_page_cost=1.1", "jit=false", "port=5432"}
+    assert written <= set(container["args"])
+
+
 def test_of_seaweedfs_only_s3_leaves_the_pod():
     (container,) = render(CHART).one("StatefulSet", "progrpo-progrpo-dev-s3")["spec"]["template"]["spec"]["containers"]
     assert {"-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.ip.bind=0.0.0.0"} <= set(container["args"])

@@ -102,9 +102,12 @@ def test_a_second_start_of_the_pod_fetches_nothing_again(client, training, tmp_p
     before = (out / "config.json").stat()
     fetch_model("models:/twice@champion", out)
     assert (out / "config.json").stat() == before
+    (tmp_path / ".out.fetch").mkdir()  # of an attempt that was killed
+    (tmp_path / ".out.fetch" / "half").write_bytes(b"x")
     (out / "config.json").write_text("{}")  # a damaged one is fetched again
     fetch_model("models:/twice@champion", out)
     assert contents(out) == contents(training / "checkpoint")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "training"}
 
 
 def test_a_checkpoint_changed_after_its_promotion_is_refused(client, s3_server, training, tmp_path):  # noqa: F811
