@@ -15,6 +15,7 @@ import typer
 from progrpo import __version__
 from progrpo.config import PIPELINES
 from progrpo.errors import ConfigError, PipelineError, ProGRPOError
+from progrpo_pipelines.commands.reap import reap
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -257,6 +258,9 @@ def presets() -> None:
 
     for name in preset_names():
         typer.echo(f"{name:<12} {describe_preset(name)}")
+
+
+app.command()(reap)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

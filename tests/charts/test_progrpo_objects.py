@@ -98,6 +98,8 @@ def test_accounts_have_the_tokens_they_need(release):
     assert pod(release, "Job", "progrpo-upload").spec["serviceAccountName"] == "progrpo-upload"
     # The check sees what pipeline pods see.
     assert pod(release, "Job", "progrpo-doctor").spec["serviceAccountName"] == "default-editor"
+    assert pod(release, "TrainingRuntime", "progrpo-torch").spec["serviceAccountName"] == "default-editor"
+    assert pod(release, "TrainingRuntime", "progrpo-torch").spec["automountServiceAccountToken"] is False
     assert all(account["automountServiceAccountToken"] is False for account in release.of("ServiceAccount"))
 
 
@@ -208,6 +210,17 @@ def test_the_service_finds_the_sandbox_and_everyone_the_service(release):
     assert int(listens) == port["port"] == container["ports"][0]["containerPort"]
     url = release.one("ConfigMap", "progrpo-defaults")["data"]["PROGRPO_SANDBOX_URL"]
     assert url == f"http://{service['metadata']['name']}.team-a.svc:{port['port']}"
+
+
+def test_several_sandboxes_are_drained_one_by_one(release):
+    assert not release.of("PodDisruptionBudget")  # of one pod, it would hold up a node's drain for ever or do nothing
+    several = render("progrpo", VALUES["sandbox-gvisor"])
+    budget = several.one("PodDisruptionBudget")["spec"]
+    assert budget["maxUnavailable"] == 1
+    assert selects(budget["selector"], pod(several, "Deployment", "progrpo-sandbox").metadata["labels"])
+    spec = pod(several, "Deployment", "progrpo-sandbox").spec
+    assert spec["runtimeClassName"] == "gvisor"
+    assert spec["terminationGracePeriodSeconds"] > spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
 
 
 def test_without_a_sandbox_nobody_is_sent_to_it():
@@ -325,6 +338,7 @@ def test_training_pods_get_the_variables_that_are_given():
     environment = {v["name"]: v["value"] for v in training.spec["containers"][0]["env"]}
     assert environment == {"HOME": "/work", "TMPDIR": "/work", **values["env"]}
     assert training.spec["priorityClassName"] == values["priorityClassName"]
+    assert training.spec["serviceAccountName"] == values["serviceAccount"]
     assert training.spec["runtimeClassName"] == values["runtimeClassName"]
 
 

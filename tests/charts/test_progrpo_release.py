@@ -124,7 +124,7 @@ def test_a_new_version_changes_versions_only(package, next_version):
     ("before", "after", "name"),
     [
         ("cache", {"cache": {"enabled": True, "storageClassName": "ssd"}}, "PersistentVolumeClaim/progrpo-cache"),
-        ("kueue", {"kueue": {"localQueue": {"enabled": True, "clusterQueue": "b"}}}, "LocalQueue/default"),
+        ("kueue", {"kueue": {"localQueue": {"enabled": True, "clusterQueue": "b"}}}, "LocalQueue/progrpo"),
     ],
 )
 def test_the_values_that_cannot_be_changed_later_are_known(before, after, name):
