@@ -140,7 +140,9 @@ def _download(source: str, directory: Path) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fetch one checkpoint; 2 with a message where that is not possible."""
-    parser = argparse.ArgumentParser(prog="python -m progrpo_components.fetch_model", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m progrpo_components.fetch_model", description=str(__doc__).splitlines()[0]
+    )
     parser.add_argument("uri", help="models:/NAME@ALIAS, models:/NAME/VERSION or s3://BUCKET/KEY")
     parser.add_argument("--output", type=Path, required=True, help="directory to make")
     parsed = parser.parse_args(arguments)
