@@ -15,7 +15,13 @@ import typer
 from progrpo import __version__
 from progrpo.config import PIPELINES
 from progrpo.errors import ConfigError, PipelineError, ProGRPOError
+from progrpo_pipelines.commands.doctor import EPILOG as DOCTOR_EPILOG
+from progrpo_pipelines.commands.doctor import doctor
 from progrpo_pipelines.commands.reap import reap
+from progrpo_pipelines.commands.submit import EPILOG as SUBMIT_EPILOG
+from progrpo_pipelines.commands.submit import submit
+from progrpo_pipelines.commands.upload import EPILOG as UPLOAD_EPILOG
+from progrpo_pipelines.commands.upload import upload
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -249,6 +255,11 @@ def rollouts(
         Console(width=None if sys.stdout.isatty() else _LOG_WIDTH).print(shown)
     else:
         typer.echo(shown)
+
+
+app.command("submit", epilog=SUBMIT_EPILOG)(submit)
+app.command("upload", epilog=UPLOAD_EPILOG)(upload)
+app.command("doctor", epilog=DOCTOR_EPILOG)(doctor)
 
 
 @app.command()

@@ -36,6 +36,7 @@ TASK = SimpleNamespace(
         {"name": "KFP_POD_NAME", "value": "launcher"},
         {"name": "KFP_MLFLOW_CONFIG", "value": "{}"},
         {"name": "PET_NNODES", "value": "9"},
+        {"name": "HOME", "value": "/home/of-the-launcher"},
     ],
     volumes=[{"name": "cache", "persistentVolumeClaim": {"claimName": "cache"}}],
     volume_mounts=[{"name": "cache", "mountPath": "/cache"}],
@@ -81,7 +82,12 @@ def test_resources_placement_and_volumes_come_from_the_task(gpu_job, api):
     (container,) = pod["containers"]
     assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/dev/shm", "/cache"}
     assert "env" not in container, "Trainer refuses it there"
-    assert pod_of(body, api)["metadata"]["labels"]["sidecar.istio.io/inject"] == "false"
+    assert pod_of(body, api)["metadata"]["labels"] == {
+        "progrpo.io/kfp-run-id": "run-1",
+        "progrpo.io/arm": "progrpo",
+        "progrpo.io/seed": "3",
+        "sidecar.istio.io/inject": "false",
+    }, "the recommended labels are the runtime's own, which network policies go by"
     assert ("securityContext" in container, "securityContext" in pod) == ((api == "runtimePatches",) * 2)
     assert body["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
     assert body["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "high"
@@ -140,7 +146,7 @@ def test_secrets_are_references_and_never_values(gpu_job, caplog):
     assert "MLFLOW_TRACKING_TOKEN is not passed on" in caplog.text
     assert "token-in-clear" not in caplog.text
     assert env["KFP_MLFLOW_CONFIG"]["value"] == "{}", "the parent run of Kubeflow's MLflow plugin"
-    assert not {"KFP_POD_NAME", "PET_NNODES"} & env.keys(), "Trainer's webhook refuses PET_*"
+    assert not {"KFP_POD_NAME", "PET_NNODES", "HOME"} & env.keys(), "Trainer's webhook refuses PET_*"
     assert len(env) == len(body["spec"]["trainer"]["env"])
 
 

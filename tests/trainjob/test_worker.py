@@ -27,7 +27,7 @@ from progrpo_components.trainjob.worker import main
 from s3 import free_ports, s3_server  # noqa: F401 - a fixture
 
 TRAIN = {
-    "steps": 4,
+    "steps": 6,
     "prompts_per_step": 4,
     "group_size": 4,
     "learning_rate": 1e-4,
@@ -136,26 +136,33 @@ def test_two_nodes_train_what_one_does(store, store_job, one_node, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_node_that_is_killed_and_all_restarted_go_on(store, store_job, one_node, tmp_path):
-    """What JobSet does when a node is lost: the other ends, all start again and go on from the resume point in S3."""
-    job = store_job("killed", checkpointing={"uri": "s3://pipelines/state", "every": 1})
+def test_nodes_that_are_stopped_or_lost_go_on(store, store_job, one_node, tmp_path):
+    """A node is drained, then one is lost; each time JobSet starts all again, and they go on from the point in S3."""
+    job = store_job("restarted", checkpointing={"uri": "s3://pipelines/state", "every": 1})
     client = store.client()
 
-    def is_saved():
+    def has_a_point(_nodes):
         found = client.list_objects_v2(Bucket="pipelines", Prefix="state/").get("Contents", ())
         return any("step_" in item["Key"] and item["Key"].endswith(MANIFEST_NAME) for item in found)
 
-    with Nodes(job, tmp_path / "first") as nodes:
-        deadline = time.monotonic() + TIMEOUT_S
-        while not is_saved():
-            assert time.monotonic() < deadline, nodes.logs()
-            time.sleep(0.02)
-        nodes.processes[1].send_signal(signal.SIGKILL)
-        assert nodes.wait() == [1, -9], nodes.logs()
-    assert published(job.output, "training") is None
-    with Nodes(job, tmp_path / "second") as nodes:
+    def goes_on(nodes):
+        return "going on after step" in nodes.logs()
+
+    # Told to stop, the ranks of all nodes finish their step and save it together; from a lost node they cannot.
+    for attempt, (ready, signum, codes) in enumerate(
+        [(has_a_point, signal.SIGTERM, [143, 143]), (goes_on, signal.SIGKILL, [1, -signal.SIGKILL])]
+    ):
+        with Nodes(job, tmp_path / str(attempt)) as nodes:
+            deadline = time.monotonic() + TIMEOUT_S
+            while not ready(nodes):
+                assert time.monotonic() < deadline, nodes.logs()
+                time.sleep(0.02)
+            nodes.processes[1].send_signal(signum)
+            assert nodes.wait() == codes, nodes.logs()
+        assert published(job.output, "training") is None
+    with Nodes(job, tmp_path / "last") as nodes:
         assert nodes.wait() == [0, 0], nodes.logs()
-        assert "going on after step" in nodes.logs()
+        assert goes_on(nodes)
     check_equal(localize(job.output, tmp_path / "result"), one_node)
 
 

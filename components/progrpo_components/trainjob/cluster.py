@@ -68,6 +68,7 @@ class Cluster:
         Raises:
             ClusterError: neither is there, or the kubeconfig cannot be used.
         """
+        import yaml
         from kubernetes import client, config  # type: ignore[import-untyped]
 
         configuration = client.Configuration()
@@ -79,9 +80,10 @@ class Cluster:
                 path = os.environ.get("KUBECONFIG")  # the package reads it only as it is imported
                 config.load_kube_config(path, client_configuration=configuration)
                 own = config.list_kube_config_contexts(path)[1]["context"].get("namespace", "default")
-        except (config.ConfigException, OSError, ValueError, TypeError, KeyError) as error:
+        except (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError, KeyError) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
             raise ClusterError(
-                f"no way to a Kubernetes API: {error} In a pod it needs a service account with a mounted token "
+                f"no way to a Kubernetes API: {reason}. In a pod it needs a service account with a mounted token "
                 f"(automountServiceAccountToken); elsewhere set KUBECONFIG."
             ) from None
         configuration.retries = False  # ours below; urllib3's would sleep as long as a server's Retry-After says
@@ -172,6 +174,33 @@ class Cluster:
         """Return a workflow of Argo, which is a run of Kubeflow Pipelines; None if there is none of that name."""
         path = f"/apis/argoproj.io/v1alpha1/namespaces/{self.namespace}/workflows/{name}"
         return self._request("GET", path, what=f"get the workflow {name}", absent=404)
+
+    # --- what else one may ask -------------------------------------------------------------------------------------
+
+    def get(self, path: str, *, what: str) -> Json | None:
+        """Return any object by its path; None if there is none."""
+        return self._request("GET", path, what=what, absent=404)
+
+    def may(self, group: str, resource: str, verb: str) -> bool:
+        """Tell whether this account has a right in the namespace; every account may ask that about itself.
+
+        Args:
+            group: of the API; empty for the core.
+            resource: such as ``pods`` or ``pods/log``.
+            verb: such as ``get``.
+        """
+        name, _, subresource = resource.partition("/")
+        attributes = {"namespace": self.namespace, "group": group, "resource": name, "verb": verb}
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": {**attributes, "subresource": subresource}},
+        }
+        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        answer = self._request("POST", path, body=review, what="ask for our rights")
+        return bool((answer or {}).get("status", {}).get("allowed"))
+
+    # --- logs ------------------------------------------------------------------------------------------------------
 
     def open_log(self, pod: str, container: str, *, since: str | None, follow: bool) -> Any:
         """Return the response of a container's log, of lines that begin with their time; None if there is none yet.

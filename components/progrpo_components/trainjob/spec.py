@@ -33,8 +33,8 @@ FROM_MLFLOW_SECRET = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "M
 
 _SECRET_NAME = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIAL|(ACCESS|API|PRIVATE)_?KEY", re.IGNORECASE)
 _GPU = re.compile(r"/(gpu|mig-.*)$")
-_LAUNCHERS_OWN = re.compile(r"PET_|KFP_(?!MLFLOW_CONFIG$)|KUBERNETES_|HOSTNAME$")
-"""Variables that belong to the launcher's pod, or that Trainer sets and its webhook refuses."""
+_LAUNCHERS_OWN = re.compile(r"PET_|KFP_(?!MLFLOW_CONFIG$)|KUBERNETES_|(HOSTNAME|HOME|TMPDIR)$")
+"""Variables that belong to the launcher's pod and its mounts, or that Trainer sets and its webhook refuses."""
 
 Api = Literal["runtimePatches", "podTemplateOverrides"]
 
@@ -266,7 +266,8 @@ def _pod(config: TrainJobConfig, task: TaskConfig | None, *, hardened: bool) -> 
 
 
 def _patch(api: Api, pod: Json, labels: Mapping[str, str]) -> Json:
-    own = {key: value for key, value in labels.items() if not key.startswith("kueue.")}
+    # The recommended labels are the runtime's own: the chart's network policies choose its pods by them.
+    own = {key: value for key, value in labels.items() if key.startswith("progrpo.io/")}
     # A proxy of Istio, which Kubeflow's profiles inject, would outlive the training and keep the pod, and its GPUs.
     metadata = {"labels": {**own, "sidecar.istio.io/inject": "false"}}
     template = {"metadata": metadata, "spec": pod}
