@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CHAMPION, CANDIDATE = "champion", "candidate"
-_CHECKPOINT_TAG, _GATE_TAG = "progrpo.checkpoint_digest", "progrpo.gate"
+CHECKPOINT_TAG, _GATE_TAG = "progrpo.checkpoint_digest", "progrpo.gate"
 _DESCRIPTION_LENGTH = 5000  # mlflow.utils.validation
 
 
@@ -47,7 +47,7 @@ def register(
         tags: further tags of the version.
     """
     versions = client.search_model_versions(f"name = '{gate.model}'")
-    version = next((v for v in versions if v.tags.get(_CHECKPOINT_TAG) == gate.checkpoint_digest), None)
+    version = next((v for v in versions if v.tags.get(CHECKPOINT_TAG) == gate.checkpoint_digest), None)
     if gate.outcome == "reject":
         if version is not None:
             _describe(client, gate, version.version)
@@ -57,7 +57,7 @@ def register(
         source = _source(client, run_id, training_uri)
         _ensure_model(client, gate.model)
         version = client.create_model_version(
-            gate.model, source, run_id=run_id, tags={**tags, _CHECKPOINT_TAG: gate.checkpoint_digest}
+            gate.model, source, run_id=run_id, tags={**tags, CHECKPOINT_TAG: gate.checkpoint_digest}
         )
     _describe(client, gate, version.version)
     alias = CHAMPION if gate.outcome == "promote" else CANDIDATE
