@@ -15,6 +15,7 @@ import typer
 from progrpo import __version__
 from progrpo.config import PIPELINES
 from progrpo.errors import ConfigError, PipelineError, ProGRPOError
+from progrpo_pipelines.commands import track
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -45,6 +46,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(track.app, name="track")
 
 PresetOption = Annotated[str | None, typer.Option("--preset", help="Defaults for a purpose; see: progrpo presets.")]
 SetOption = Annotated[
