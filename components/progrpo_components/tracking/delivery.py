@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from progrpo_components.tracking import spool
 from progrpo_components.tracking.place import Place
-from progrpo_components.tracking.runs import Run, RunGoneError, is_refusal, new_client, open_run, raise_if_gone
+from progrpo_components.tracking.runs import (
+    Finder,
+    Run,
+    RunGoneError,
+    is_refusal,
+    new_client,
+    raise_if_gone,
+    set_tags,
+)
 from progrpo_components.tracking.text import describe_error
 
 if TYPE_CHECKING:
@@ -49,9 +57,11 @@ class RunPoints:
     """
 
     def __init__(self, client: MlflowClient, run_id: str, *, is_new: bool) -> None:
-        self._client, self._run_id, self._is_new = client, run_id, is_new
-        self._has: dict[str, dict[int, float]] = {}  # key -> step -> its last value, of the keys that were asked for
-        self._in_doubt: set[str] = set()
+        self._client, self._run_id = client, run_id
+        # What the server has: of each key the last step with its value, which answers most questions, and, of those
+        # that were asked further, every step. None: not known.
+        self._last: dict[str, tuple[int, float]] | None = {} if is_new else None
+        self._steps: dict[str, dict[int, float]] = {}
 
     def send(self, points: Sequence[Point]) -> None:
         """Send those that the server lacks.
@@ -60,36 +70,42 @@ class RunPoints:
             RunGoneError: the run was deleted.
             Exception: it is not known what arrived; sending the same again finds out.
         """
-        from mlflow.entities import Metric
-
         lacking = {(p.key, p.step, p.value if p.corrects else None): p for p in points if not self._is_there(p)}
-
-        def log(some: Sequence[Point]) -> None:
-            metrics = [Metric(p.key, p.value, p.time_ms, p.step) for p in some]
-            try:
-                self._client.log_batch(self._run_id, metrics=metrics)
-            except Exception as error:
-                if not is_refusal(error):
-                    self._in_doubt |= {p.key for p in some}
-                    for point in some:
-                        self._has.pop(point.key, None)
-                raise
-            for p in some:
-                if p.key in self._has:
-                    self._has[p.key][p.step] = p.value
-
         wanted = list(lacking.values())
         for start in range(0, len(wanted), POINTS_A_BATCH):
-            send_what_is_taken(self._client, self._run_id, wanted[start : start + POINTS_A_BATCH], log, _key)
+            send_what_is_taken(self._client, self._run_id, wanted[start : start + POINTS_A_BATCH], self._log, _key)
+
+    def _log(self, points: Sequence[Point]) -> None:
+        from mlflow.entities import Metric
+
+        try:
+            self._client.log_batch(self._run_id, metrics=[Metric(p.key, p.value, p.time_ms, p.step) for p in points])
+        except Exception as error:
+            if not is_refusal(error):
+                self._last = None
+            raise
+        for p in points:
+            if self._last is not None and p.step >= self._last.get(p.key, (p.step, 0.0))[0]:
+                self._last[p.key] = (p.step, p.value)
+            if p.key in self._steps:
+                self._steps[p.key][p.step] = p.value
 
     def _is_there(self, point: Point) -> bool:
-        if point.key not in self._has:
-            if self._is_new and point.key not in self._in_doubt:
+        if self._last is None:
+            found = self._client.get_run(self._run_id).data._metric_objs  # data.metrics has no steps
+            self._last, self._steps = {metric.key: (metric.step, metric.value) for metric in found}, {}
+        last = self._last.get(point.key)
+        if last is None or point.step > last[0]:
+            return False
+        if point.step < last[0]:
+            if point.key not in self._steps:
+                history = self._client.get_metric_history(self._run_id, point.key)
+                in_time = sorted(history, key=lambda metric: metric.timestamp)
+                self._steps[point.key] = {metric.step: metric.value for metric in in_time}
+            if point.step not in self._steps[point.key]:
                 return False
-            history = self._client.get_metric_history(self._run_id, point.key)
-            self._has[point.key] = {m.step: m.value for m in sorted(history, key=lambda metric: metric.timestamp)}
-        steps = self._has[point.key]
-        return steps.get(point.step) == point.value if point.corrects else point.step in steps
+            last = (point.step, self._steps[point.key][point.step])
+        return not point.corrects or point.value == last[1]
 
 
 def send_what_is_taken(
@@ -122,9 +138,10 @@ def send_what_is_taken(
 
 @dataclass(frozen=True)
 class Connection:
-    """An open run: the client of its server, the run, its points."""
+    """An open run: the client of its server, what was found there, the run, its points."""
 
     client: MlflowClient
+    finder: Finder
     run: Run
     points: RunPoints
 
@@ -135,6 +152,7 @@ class Delivery:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._state: spool.State | None = None
+        self._client: MlflowClient | None = None
         self._connection: Connection | None = None
         self.num_sent = 0
         """Batches that were taken."""
@@ -166,9 +184,12 @@ class Delivery:
             if state is None:
                 raise ValueError(f"{self._path} is no spool, or not one line of it was written")
             self._state = state
-            client = new_client(state.place.uri)
-            run = open_run(client, state.place, known=state.run_id)
-            self._connection = Connection(client, run, RunPoints(client, run.run_id, is_new=run.is_new))
+            if self._client is None:
+                self._client = new_client(state.place.uri, repeats=False)
+                self._finder = Finder(self._client)
+            client, finder = self._client, self._finder
+            run = finder.open_run(state.place, known=state.run_id)
+            self._connection = Connection(client, finder, run, RunPoints(client, run.run_id, is_new=run.is_new))
             if run.run_id != state.run_id:
                 self._state = replace(state, run_id=run.run_id)
                 spool.append(self._path, {"run": run.run_id})
@@ -200,7 +221,8 @@ class Delivery:
     def _start_anew(self) -> None:
         """Two steps had made the run at the same moment, and this one is to log into the other's."""
         assert self._state is not None  # noqa: S101  # connected
-        self._connection, self._state = None, replace(self._state, run_id=None)
+        self._client = self._connection = None
+        self._state = replace(self._state, run_id=None)
         spool.append(self._path, {"run": None})
         for stream in spool.STREAMS:
             self._note(stream, 0)
@@ -215,7 +237,7 @@ class Delivery:
             send_params(client, run_id, line["params"])
         elif "summaries" in line:
             for summary in line["summaries"]:
-                _complete(client, summary, connection.run.experiment_id)
+                _complete(connection, summary)
         elif "end" in line and connection.run.is_attached:
             pass  # whoever made the run ends it
         else:
@@ -248,13 +270,13 @@ class Delivery:
                 client.log_artifact(run_id, str(file), None if folder == Path() else folder.as_posix())
 
 
-def _complete(client: MlflowClient, summary: Mapping[str, Any], experiment_id: str) -> None:
+def _complete(connection: Connection, summary: Mapping[str, Any]) -> None:
     """Give a summary run what it lacks: all of it where Kubeflow's plugin has the runs of the tasks."""
-    place = Place.model_validate(summary["place"])
-    run = open_run(client, place, experiment_id=experiment_id, resumes=False)
+    client, place = connection.client, Place.model_validate(summary["place"])
+    run = connection.finder.open_run(place, experiment_id=connection.run.experiment_id, resumes=False)
     set_tags(client, run.run_id, place.all_tags)
     send_params(client, run.run_id, summary["params"])
-    points = RunPoints(client, run.run_id, is_new=run.is_new)
+    points = RunPoints(client, run.run_id, is_new=False)
     points.send([point for line in summary["lines"] for point in points_of(line)])
     if client.get_run(run.run_id).info.status == "RUNNING":
         client.set_terminated(run.run_id, "FINISHED")
@@ -277,13 +299,6 @@ def send_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) ->
     items = list(params.items())
     for start in range(0, len(items), PARAMS_A_BATCH):
         send_what_is_taken(client, run_id, items[start : start + PARAMS_A_BATCH], log, lambda item: f"param {item[0]}")
-
-
-def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
-    """Tag a run in one request."""
-    from mlflow.entities import RunTag
-
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
 def _log_datasets(client: MlflowClient, run_id: str, datasets: Iterable[Mapping[str, str]]) -> None:

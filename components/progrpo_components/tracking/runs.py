@@ -41,7 +41,6 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
 }
-_STATUS = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED"}
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,15 @@ class RunGoneError(Exception):
         self.superseded = superseded
 
 
-def new_client(uri: str) -> MlflowClient:
-    """Return a client of ``MLFLOW_TRACKING_URI`` if that is set, else of ``uri``."""
+def new_client(uri: str, *, repeats: bool = True) -> MlflowClient:
+    """Return a client of ``MLFLOW_TRACKING_URI`` if that is set, else of ``uri``.
+
+    Args:
+        uri: of the server or database.
+        repeats: let mlflow send again what was not answered, which may arrive twice then.
+    """
+    if not repeats:
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     from mlflow import MlflowClient
@@ -87,63 +93,83 @@ def connect(place: Place) -> tuple[MlflowClient, str]:
         Exception: the server cannot be used; mlflow, requests, sqlalchemy and sqlite3 each raise their own.
     """
     client = new_client(place.uri)
-    return client, open_run(client, place, resumes=False).run_id
+    return client, Finder(client).open_run(place, resumes=False).run_id
 
 
-def open_run(
-    client: MlflowClient,
-    place: Place,
-    *,
-    known: str | None = None,
-    experiment_id: str | None = None,
-    resumes: bool = True,
-) -> Run:
-    """Find the run of a place, or make it, and with it, where runs are our own, the run of its pipeline run.
+class Finder:
+    """Finds and makes runs, and remembers what it found, so that a server that fails now and then gets there."""
 
-    Args:
-        client: of the server.
-        place: the run.
-        known: its id, if an earlier call has returned it.
-        experiment_id: where to look instead of in ``place.experiment``; then only this one run is made.
-        resumes: show it as running, and with the tags of the place.
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+        self._experiment_ids: dict[str, str] = {}
+        self._runs: dict[tuple[str, str], Run] = {}
 
-    Raises:
-        Exception: the server cannot be used, or does not have the run to attach to.
-    """
-    if place.run_id is not None:
-        info = client.get_run(place.run_id).info
-        if resumes:
-            _show_as_running(client, place.run_id, place.all_tags, status=None)
-        return Run(place.run_id, str(info.experiment_id), is_attached=True)
-    if known is not None:
-        return Run(known, str(client.get_run(known).info.experiment_id))
-    with one_at_a_time(os.environ.get("MLFLOW_TRACKING_URI") or place.uri):
-        where = experiment_id or place.experiment_id or _experiment_id(client, place)
-        if place.role == "summary" and experiment_id is None and place.experiment_id is None:
-            find_or_create(client, where, _pipeline_of(place))
-        run = find_or_create(client, where, place)
-    if not run.is_new and resumes:
-        _show_as_running(client, run.run_id, place.all_tags, status="RUNNING")
-    return run
+    def open_run(
+        self, place: Place, *, known: str | None = None, experiment_id: str | None = None, resumes: bool = True
+    ) -> Run:
+        """Find the run of a place, or make it, and with it, where runs are our own, the run of its pipeline run.
+
+        Args:
+            place: the run.
+            known: its id, if an earlier call has returned it.
+            experiment_id: where to look instead of in ``place.experiment``; then only this one run is made.
+            resumes: show it as running, and with the tags of the place.
+
+        Raises:
+            Exception: the server cannot be used, or does not have the run to attach to.
+        """
+        client = self._client
+        if place.run_id is not None:
+            info = client.get_run(place.run_id).info
+            if resumes:
+                set_tags(client, place.run_id, place.all_tags)
+            return Run(place.run_id, str(info.experiment_id), is_attached=True)
+        if known is not None:
+            return Run(known, str(client.get_run(known).info.experiment_id))
+        with one_at_a_time(os.environ.get("MLFLOW_TRACKING_URI") or place.uri):
+            where = experiment_id or place.experiment_id or self._experiment_id(place)
+            if place.role == "summary" and experiment_id is None and place.experiment_id is None:
+                self._find_or_create(where, _pipeline_of(place))
+            run = self._find_or_create(where, place)
+        if not run.is_new and resumes:
+            client.update_run(run.run_id, status="RUNNING")
+            set_tags(client, run.run_id, place.all_tags)
+        return run
+
+    def _find_or_create(self, experiment_id: str, place: Place) -> Run:
+        """Return the one run of a place, also when several steps call this at once."""
+        client, key = self._client, (experiment_id, str(sorted(place.key.items())))
+        if key in self._runs:
+            return self._runs[key]
+        found = _find(client, experiment_id, place)
+        made = None
+        if not found:
+            tags = {**place.all_tags, **({PARENT_TAG: place.parent_id} if place.parent_id else {})}
+            made = client.create_run(experiment_id, run_name=place.name, tags=tags)
+            found = _find(client, experiment_id, place) or [made]
+        winner, *others = sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+        run_id = str(winner.info.run_id)
+        for other in others:
+            try:
+                client.set_tag(other.info.run_id, SUPERSEDED_TAG, run_id)
+                client.delete_run(other.info.run_id)
+            except Exception as error:  # another step may have been faster
+                logger.debug("run %s was not deleted: %s", other.info.run_id, describe_error(error))
+        run = Run(run_id, experiment_id, is_new=made is not None and run_id == made.info.run_id)
+        return self._runs.setdefault(key, run)
+
+    def _experiment_id(self, place: Place) -> str:
+        name = place.experiment
+        if name not in self._experiment_ids:
+            self._experiment_ids[name] = _experiment_id(self._client, place)
+        return self._experiment_ids[name]
 
 
-def find_or_create(client: MlflowClient, experiment_id: str, place: Place) -> Run:
-    """Return the one run of a place, also when several steps call this at once."""
-    found = _find(client, experiment_id, place)
-    made = None
-    if not found:
-        tags = {**place.all_tags, **({PARENT_TAG: place.parent_id} if place.parent_id else {})}
-        made = client.create_run(experiment_id, run_name=place.name, tags=tags)
-        found = _find(client, experiment_id, place) or [made]
-    winner, *others = sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
-    run_id = str(winner.info.run_id)
-    for other in others:
-        try:
-            client.set_tag(other.info.run_id, SUPERSEDED_TAG, run_id)
-            client.delete_run(other.info.run_id)
-        except Exception as error:  # another step may have been faster
-            logger.debug("run %s was not deleted: %s", other.info.run_id, describe_error(error))
-    return Run(run_id, experiment_id, is_new=made is not None and run_id == made.info.run_id)
+def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+    """Tag a run in one request."""
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
 def raise_if_gone(client: MlflowClient, run_id: str) -> None:
@@ -192,29 +218,23 @@ def close_runs(*, experiment: str, pipeline_run_id: str, status: str) -> list[st
         wanted = f"tags.`{RUN_TAG}` = {_quote(run_id)} and attributes.status = 'RUNNING'"
         for run in client.search_runs(sorted(filter(None, experiment_ids)), wanted):
             if run.data.tags.get(ROLE_TAG) != "attached":
-                # A task that failed has said so itself; one that is shown as running still was killed.
-                is_pipeline = run.data.tags.get(ROLE_TAG) == "pipeline"
-                how = (
-                    _STATUS.get(status.upper(), "KILLED") if is_pipeline or status.upper() == "SUCCEEDED" else "KILLED"
-                )
-                client.set_terminated(run.info.run_id, how)
+                client.set_terminated(run.info.run_id, _end_of(run.data.tags.get(ROLE_TAG), status.upper()))
                 ended.append(str(run.info.run_id))
     except Exception as error:
         logger.warning("MLflow at %s may show ended runs as running: %s", redact(uri), describe_error(error))
     return ended
 
 
+def _end_of(role: str | None, state: str) -> str:
+    if state == "SUCCEEDED":
+        return "FINISHED"
+    # A task that failed has said so itself; one that is still shown as running was killed.
+    return "FAILED" if role == "pipeline" and state == "FAILED" else "KILLED"
+
+
 def _pipeline_of(place: Place) -> Place:
     name = place.tags.get("progrpo.run_name") or place.pipeline_run_id
     return place.model_copy(update={"role": "pipeline", "arm": None, "seed": None, "name": name, "task": "pipeline"})
-
-
-def _show_as_running(client: MlflowClient, run_id: str, tags: Mapping[str, str], status: str | None) -> None:
-    from mlflow.entities import RunTag
-
-    if status is not None:
-        client.update_run(run_id, status=status)
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
 def _find(client: MlflowClient, experiment_id: str, place: Place) -> list[Any]:

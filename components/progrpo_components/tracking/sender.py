@@ -46,8 +46,6 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    # A request that mlflow itself repeats could arrive twice; it is repeated here, after asking.
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     gc.disable()  # the collector would go through mlflow's million objects again and again, and free none
     import mlflow  # noqa: F401
 

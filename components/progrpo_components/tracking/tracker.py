@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from progrpo.manifest import read_manifest
 from progrpo_components.tracking import spool
@@ -58,6 +58,8 @@ class Tracker:
 
     Without arguments it does nothing. No method raises for MLflow's sake.
     """
+
+    sender_command: ClassVar[Sequence[str]] = (sys.executable, "-m", "progrpo_components.tracking.sender")
 
     def __init__(self, path: Path | None = None, output: Path | None = None, *, system_metrics: bool = False) -> None:
         self._path, self._output, self._system_metrics = path, output, system_metrics
@@ -181,10 +183,10 @@ class Tracker:
         self.close("FINISHED" if error is None else "FAILED" if isinstance(error, Exception) else "KILLED")
 
     def _start(self) -> subprocess.Popen[bytes] | None:
-        command = [sys.executable, "-m", "progrpo_components.tracking.sender", str(self._path)]
+        command = [*self.sender_command, str(self._path), *(["--system-metrics"] if self._system_metrics else [])]
         try:
-            return subprocess.Popen([*command, *(["--system-metrics"] if self._system_metrics else [])],
-                                    stdin=subprocess.PIPE, stdout=sys.stderr.fileno())  # fmt: skip
+            # What a step prints may be its result; what the sender says goes with the step's warnings.
+            return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         except (OSError, ValueError) as error:
             self._warn("sender", f"what this step logs to MLflow is kept, as no process could be started: {error}")
             return None
