@@ -31,7 +31,7 @@ class FaultProxy:
     """
 
     def __init__(
-        self, upstream: int, *, faults: Sequence[str] = FAULTS, share: float = 0.5, late_s: float = 1.5
+        self, upstream: int, *, faults: Sequence[str] = FAULTS, share: float = 0.9, late_s: float = 3.5
     ) -> None:
         self.injected: Counter[str] = Counter()
         self.remaining = 0

@@ -41,12 +41,6 @@ class Tracked:
 @pytest.fixture(scope="session")
 def sqlite_server(tmp_path_factory) -> Iterator[Tracked]:
     """A server on sqlite that listens below a path, as behind an ingress."""
-    import os  # DEV
-
-    if "DEV_PORT" in os.environ:  # DEV
-        s = MLflowServer("", "", port=int(os.environ["DEV_PORT"]))  # DEV
-        yield Tracked(s, f"{s.uri}{PREFIX}", {})  # DEV
-        return  # DEV
     root = tmp_path_factory.mktemp("sqlite-server")
     backend = f"sqlite:///{root / 'mlflow.db'}"
     server = MLflowServer(backend, str(root / "artifacts"), options=["--static-prefix", PREFIX])
@@ -66,11 +60,15 @@ def team_server(tmp_path_factory, postgres, s3_server, require_all) -> Iterator[
     root = tmp_path_factory.mktemp("team-server")
     s3_server.client().create_bucket(Bucket="mlflow")
     config = root / "auth.ini"
-    config.write_text(
-        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{root}/users.db\nadmin_username = ana\n"
-        "admin_password = a-password-of-ana\nauthorization_function = "
-        "mlflow.server.auth:authenticate_request_basic_auth\n"
-    )
+    settings = {
+        "default_permission": "READ",
+        "database_uri": f"sqlite:///{root}/users.db",
+        "admin_username": "ana",
+        "admin_password": "a-password-of-ana",
+        "auth_cache_ttl_seconds": 300,  # without it every request costs a slow hash
+        "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
+    }
+    config.write_text("[mlflow]\n" + "".join(f"{key} = {value}\n" for key, value in settings.items()))
     environment = {
         **s3_server.environment,
         "MLFLOW_S3_ENDPOINT_URL": s3_server.endpoint,

@@ -28,7 +28,7 @@ FLUSH_S = 2.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
 """Between two tries while the server is away; the wait doubles."""
 GIVE_UP_S = 15.0
-"""Without anything being taken after the step has ended. A server that was away before is tried once."""
+"""After the step has ended, since the server took something last; one that is long away is tried once."""
 LAST_S = 0.9 * CLOSE_S
 
 
@@ -78,8 +78,8 @@ class _Attempts:
 
     def __init__(self, delivery: Delivery) -> None:
         self._delivery = delivery
-        self._failing, self._warned = False, False
-        self._wait_s, self._next = FIRST_WAIT_S, 0.0
+        self._warned = False
+        self._wait_s, self._next, self._last_taken = FIRST_WAIT_S, 0.0, time.monotonic()
 
     def make(self, *, at_once: bool = False) -> bool:
         """Deliver, if it is time to; return whether everything was delivered."""
@@ -93,23 +93,21 @@ class _Attempts:
                 self._warned = True
                 cause = describe_error(error)
                 logger.warning("MLflow does not take what this step logs; it is kept and tried again. Cause: %s", cause)
-            self._failing = True
-            self._wait_s = FIRST_WAIT_S if self._delivery.num_sent > before else min(2 * self._wait_s, LONGEST_WAIT_S)
-            self._next = time.monotonic() + self._wait_s
+            now = time.monotonic()
+            if self._delivery.num_sent > before:
+                self._wait_s, self._last_taken = FIRST_WAIT_S, now
+            else:
+                self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
+            self._next = now + self._wait_s
             return False
-        self._failing, self._wait_s, self._next = False, FIRST_WAIT_S, 0.0
+        self._wait_s, self._next, self._last_taken = FIRST_WAIT_S, 0.0, time.monotonic()
         return True
 
     def finish(self) -> bool:
         """Deliver what is left when the step has ended; return whether that is everything."""
-        was_away, before = self._failing, self._delivery.num_sent
-        now = time.monotonic()
-        limit, last_progress = now + LAST_S, now
+        limit = time.monotonic() + LAST_S
         while not self.make(at_once=True):
-            now = time.monotonic()
-            if self._delivery.num_sent > before:
-                before, last_progress, was_away = self._delivery.num_sent, now, False
-            if was_away or now > limit or now > last_progress + GIVE_UP_S:
+            if time.monotonic() > min(limit, self._last_taken + GIVE_UP_S):
                 return False
             time.sleep(FIRST_WAIT_S)
         return True

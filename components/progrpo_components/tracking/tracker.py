@@ -154,7 +154,8 @@ class Tracker:
     def close(self, status: Status = "FINISHED") -> None:
         """End the run and wait until everything was delivered; what is logged afterwards is dropped.
 
-        A server that takes nothing is given 15 s, one that is slow a minute. The spool is then kept in the output.
+        A server that is slow is given a minute, one that has taken nothing for 15 s no time. What it lacks is then kept
+        in the output.
         """
         path, process = self._path, self._process
         if path is None:
