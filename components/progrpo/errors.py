@@ -40,6 +40,10 @@ class TrainingError(ProGRPOError, RuntimeError):
     """Training that cannot go on: non-finite loss, a failing reward, no memory."""
 
 
+class ClusterError(ProGRPOError, RuntimeError):
+    """A Kubernetes cluster that cannot be reached, refuses, or lacks what is needed."""
+
+
 class ComparisonError(ProGRPOError, ValueError):
     """Evaluations that may not be compared with each other."""
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from progrpo.config import (
     EvaluateConfig,
     TrainAndEvaluatePipeline,
     TrainConfig,
+    TrainJobConfig,
     parse,
 )
 from progrpo.errors import ConfigError, ManifestError
@@ -42,7 +44,9 @@ from progrpo_components.tracking.place import Place, is_off, locate
 from progrpo_components.tracking.summaries import read_evaluation, summaries_of
 
 if TYPE_CHECKING:
+    from progrpo.training.launch import Nodes
     from progrpo_components.tracking import Tracker
+    from progrpo_components.trainjob.spec import TaskConfig
 
 START = "start"
 
@@ -149,6 +153,7 @@ def train(
     checkpoint: Path,
     output: Path,
     tracking: Tracking | None = None,
+    nodes: Nodes | None = None,
 ) -> Manifest:
     """Train one arm with one seed.
 
@@ -159,17 +164,21 @@ def train(
         checkpoint: checkpoint artifact to start from.
         output: directory of the training run.
         tracking: the summary run to log into; None: nowhere.
+        nodes: those that train together, each of which makes this call; None: this machine alone.
     """
     parsed = parse(Run, run, source="run")
     arm, seed = parsed.arm, parsed.seed
     with reported("train", arm=arm.name, seed=seed, output=output) as progress:
         settings = parse(TrainConfig, config, source="train")
         inputs = _check_artifacts({"dataset": dataset, "checkpoint": checkpoint})
-        launches = settings.distributed.num_processes > 1  # then this process only watches its ranks
+        launches = nodes is not None or settings.distributed.num_processes > 1  # then this process watches its ranks
         trains = () if launches else ("progrpo.training.trainer", "progrpo.training.train")
         _preload(*trains)
+        library_train: Callable[..., Manifest]
         if launches:
-            from progrpo.training.launch import launch as library_train
+            from progrpo.training.launch import launch
+
+            library_train = partial(launch, nodes=nodes)
         else:
             from progrpo.training.train import train as library_train
 
@@ -197,6 +206,53 @@ def train(
                 trained = read_manifest(output / "checkpoint", "checkpoint", verify=False)
                 tracker.set_tags({"progrpo.trained_checkpoint_digest": trained.digest})
         return manifest
+
+
+def launch_train(
+    run: Mapping[str, Any],
+    config: Mapping[str, Any],
+    trainjob: Mapping[str, Any],
+    *,
+    dataset: Path,
+    checkpoint: Path,
+    uris: Mapping[str, str],
+    task: TaskConfig | None = None,
+    tracking: Tracking,
+) -> tuple[Manifest, str]:
+    """Train one arm with one seed on several nodes, by a TrainJob; needs no torch.
+
+    Args:
+        run: a :class:`Run`.
+        config: a :class:`progrpo.config.TrainConfig`; its ranks are those of all nodes.
+        trainjob: a :class:`progrpo.config.TrainJobConfig`.
+        dataset: dataset artifact, looked at before GPUs are asked for; the nodes take it by its URI.
+        checkpoint: checkpoint artifact to start from, likewise.
+        uris: of ``dataset``, ``checkpoint`` and the ``training`` run to be written.
+        task: resources and placement of the nodes.
+        tracking: the pipeline run, and where the first node logs.
+
+    Returns:
+        The manifest of the training run and its URI, where the first node wrote it.
+    """
+    parsed = parse(Run, run, source="run")
+    with reported("train", arm=parsed.arm.name, seed=parsed.seed):
+        settings = parse(TrainConfig, config, source="train")
+        how = parse(TrainJobConfig, trainjob, source="trainjob")
+        _check_artifacts({"dataset": dataset, "checkpoint": checkpoint})
+        from progrpo_components.trainjob.artifacts import plain_uri
+        from progrpo_components.trainjob.job import WorkerJob
+        from progrpo_components.trainjob.launcher import launch
+
+        job = WorkerJob(
+            run=parsed,
+            train=settings,
+            dataset=plain_uri(uris["dataset"]),
+            checkpoint=plain_uri(uris["checkpoint"]),
+            output=plain_uri(uris["training"]),
+            run_id=tracking.run_id,
+            tracking=tracking,
+        )
+        return launch(job, how, task=task)
 
 
 def evaluate(

@@ -16,6 +16,7 @@ from progrpo import __version__
 from progrpo.config import PIPELINES
 from progrpo.errors import ConfigError, PipelineError, ProGRPOError
 from progrpo_pipelines.commands import track
+from progrpo_pipelines.commands.reap import reap
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -238,6 +239,9 @@ def presets() -> None:
 
     for name in preset_names():
         typer.echo(f"{name:<12} {describe_preset(name)}")
+
+
+app.command()(reap)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from progrpo.comparison.ability import ability_results, ability_warnings
 from progrpo.comparison.checks import (
     check_comparable,
     check_trainings,
@@ -111,6 +112,7 @@ def _estimate(
         arms.append(estimate_arm(of_arm, trainings, ks, names, config))
         progress.update(len(arms), len(by_arm))
     baseline = by_arm[config.baseline]
+    ability = ability_results(config, by_arm)
     differing = protocol_differences(everything)
     return Comparison(
         baseline=config.baseline,
@@ -133,8 +135,9 @@ def _estimate(
             for arm in by_arm
             if START in by_arm and arm != START
         ),
-        warnings=tuple(find_warnings(everything, trainings)),
-        gate=judge(config, by_arm, ["the arms were measured in different ways"] if differing else []),
+        ability=tuple(ability),
+        warnings=(*find_warnings(everything, trainings), *ability_warnings(by_arm)),
+        gate=judge(config, by_arm, ["the arms were measured in different ways"] if differing else [], ability=ability),
     )
 
 

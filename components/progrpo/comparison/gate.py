@@ -11,16 +11,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from progrpo.comparison.result import Estimate, GateResult, RuleResult
+from progrpo.comparison.result import AbilityResult, Estimate, GateResult, RuleResult
 from progrpo.comparison.sources import Evaluation
 from progrpo.comparison.statistics import contrast, point_estimate
 from progrpo.comparison.tables import label, number, signed_number, unit
-from progrpo.config import LOWER_IS_BETTER, START, CompareConfig, GateConfig, GateRule, Keeps, NotWorse, Outcome
+from progrpo.config import (
+    LOWER_IS_BETTER,
+    START,
+    Better,
+    CompareConfig,
+    GateConfig,
+    GateRule,
+    Keeps,
+    KeepsAbility,
+    NotWorse,
+    Outcome,
+)
 from progrpo.errors import ComparisonError
 
 
 def judge(
-    config: CompareConfig, evaluations: Mapping[str, Sequence[Evaluation]], obstacles: Sequence[str] = ()
+    config: CompareConfig,
+    evaluations: Mapping[str, Sequence[Evaluation]],
+    obstacles: Sequence[str] = (),
+    *,
+    ability: Sequence[AbilityResult] = (),
 ) -> GateResult | None:
     """Judge the candidate of ``config.gate``; None where there is no gate.
 
@@ -28,15 +43,22 @@ def judge(
         config: the rules, and how intervals are made.
         evaluations: by arm.
         obstacles: reasons found elsewhere why nothing may be promoted, such as evaluations that do not compare.
+        ability: general ability against the start checkpoint, where it was measured.
 
     Raises:
-        ComparisonError: the gate names an arm or seed that was not evaluated, or a k above the completions a problem.
+        ComparisonError: the gate names an arm or seed that was not evaluated, a k above the completions a problem, or
+            an ability that was not measured.
     """
     gate = config.gate
     if gate is None:
         return None
     check_gate(gate, evaluations)
-    rules = tuple(_judge_rule(rule, gate.candidate, evaluations, config) for rule in gate.rules)
+    rules = tuple(
+        _judge_ability(rule, gate.candidate, ability)
+        if isinstance(rule, KeepsAbility)
+        else _judge_rule(rule, gate.candidate, evaluations, config)
+        for rule in gate.rules
+    )
     obstacles = (*obstacles, *_few_seeds(gate, evaluations))
     outcome = _outcome(rules, obstacles)
     chosen = next(e for e in evaluations[gate.candidate] if gate.seed in (None, e.seed))
@@ -81,8 +103,39 @@ def check_gate(gate: GateConfig, evaluations: Mapping[str, Sequence[Evaluation]]
             )
 
 
+def _judge_ability(rule: KeepsAbility, candidate: str, ability: Sequence[AbilityResult]) -> RuleResult:
+    of_candidate = {(each.task, each.metric): each for each in ability if each.arm == candidate}
+    found = of_candidate.get((rule.task, rule.metric))
+    if found is None:
+        measured = ", ".join(f"{task} {metric}" for task, metric in of_candidate) or "nothing"
+        raise ComparisonError(
+            f"comparison.gate asks for {rule.metric} of {rule.task}, but of {candidate} and {START} was measured: "
+            f"{measured}. Name one of these, or set evaluation.ability and evaluate again."
+        )
+    sign = 1.0 if found.higher_is_better else -1.0
+    difference = found.difference
+    estimate = Estimate(value=difference.value, low=difference.low, high=difference.high)
+    outcome = _side(estimate, -sign * rule.margin, sign, strict=False)
+    name = f"{rule.task} {rule.metric}"
+    return RuleResult(
+        metric=name,
+        against=START,
+        relation=rule.relation,
+        fraction=1.0,
+        threshold=-sign * rule.margin,
+        candidate_value=found.after,
+        against_value=found.before,
+        contrast=estimate,
+        outcome=outcome,
+        reason=_rule_reason(rule, name, candidate, estimate, -sign * rule.margin, outcome, less=sign < 0),
+    )
+
+
 def _judge_rule(
-    rule: GateRule, candidate: str, evaluations: Mapping[str, Sequence[Evaluation]], config: CompareConfig
+    rule: Better | NotWorse | Keeps,
+    candidate: str,
+    evaluations: Mapping[str, Sequence[Evaluation]],
+    config: CompareConfig,
 ) -> RuleResult:
     fraction = rule.fraction if isinstance(rule, Keeps) else 1.0
     estimate = contrast(evaluations[candidate], evaluations[rule.against], rule.metric, config, fraction=fraction)
@@ -99,7 +152,7 @@ def _judge_rule(
         against_value=point_estimate(evaluations[rule.against], rule.metric),
         contrast=estimate,
         outcome=outcome,
-        reason=_rule_reason(rule, candidate, estimate, threshold, outcome),
+        reason=_rule_reason(rule, rule.metric, candidate, estimate, threshold, outcome, less=sign < 0),
     )
 
 
@@ -138,6 +191,10 @@ def _reason(outcome: Outcome, rules: Sequence[RuleResult], obstacles: Sequence[s
 
 def rule_text(rule: RuleResult | GateRule, candidate: str) -> str:
     """Say what a rule asks for: "Pass@1 of progrpo not worse than grpo by more than 1.0 points"."""
+    if rule.relation == "keeps_ability":
+        margin = abs(rule.threshold) if isinstance(rule, RuleResult) else rule.margin
+        name = rule.metric if isinstance(rule, RuleResult) else f"{rule.task} {rule.metric}"
+        return f"{name} of {candidate} not worse than {START} by more than {margin:g}"
     less = rule.metric in LOWER_IS_BETTER
     name = label(rule.metric).partition(" (")[0]
     if rule.relation == "keeps":
@@ -149,15 +206,18 @@ def rule_text(rule: RuleResult | GateRule, candidate: str) -> str:
     return f"{name} of {candidate} better than {rule.against}" + (f" by more than {amount}" if margin else "")
 
 
-def _rule_reason(rule: GateRule, candidate: str, estimate: Estimate, threshold: float, outcome: str) -> str:
-    metric = rule.metric
+def _rule_reason(
+    rule: GateRule, metric: str, candidate: str, estimate: Estimate, threshold: float, outcome: str, *, less: bool
+) -> str:
     other = f"{rule.fraction:g} × {rule.against}" if isinstance(rule, Keeps) else rule.against
-    # One digit more than in tables: "[-1.0, 0.2] is above -1.0" would puzzle.
-    value, low, high, bound = (
-        signed_number(metric, each, extra_digits=1) for each in (estimate.value, estimate.low, estimate.high, threshold)
-    )
+    # One digit more than in tables, and more where it takes them: "[-1.0, 0.2] is above -1.0" would puzzle.
+    numbers = (estimate.value, estimate.low, estimate.high, threshold)
+    for extra in range(1, 5):
+        value, low, high, bound = (signed_number(metric, each, extra_digits=extra) for each in numbers)
+        if outcome == "not_resolved" or threshold in numbers[1:3] or bound not in (low, high):
+            break
     where = "includes"
     if outcome != "not_resolved":
-        where = "is below" if (outcome == "holds") == (metric in LOWER_IS_BETTER) else "is above"
+        where = "is below" if (outcome == "holds") == less else "is above"
     contrasted = f"{candidate} − {other} = {value} {unit(metric)}".rstrip()
     return f"{rule_text(rule, candidate)}: {contrasted}, interval [{low}, {high}] {where} {bound}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from progrpo import __version__
 from progrpo.config import Outcome
@@ -13,7 +14,7 @@ from progrpo.errors import ComparisonError
 from progrpo.manifest import read_manifest
 
 COMPARISON_NAME, GATE_NAME = "comparison.json", "gate.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class _Frozen(BaseModel):
@@ -104,12 +105,25 @@ class ArmDifference(_Frozen):
     )
 
 
+class AbilityResult(_Frozen):
+    """What became of one of lm-eval's metrics between the start checkpoint and a trained arm, over its seeds."""
+
+    arm: str
+    task: str
+    metric: str
+    before: float
+    after: float
+    difference: Difference = Field(description="after - before, paired by document")
+    higher_is_better: bool
+    outcome: Literal["worse", "better", "not resolved"]
+
+
 class RuleResult(_Frozen):
     """One rule of the promotion gate, judged on an interval."""
 
     metric: str
     against: str
-    relation: Literal["better", "not_worse", "keeps"]
+    relation: Literal["better", "not_worse", "keeps", "keeps_ability"]
     fraction: float = Field(description="of against's value that is subtracted; 1 unless the relation is keeps")
     threshold: float = Field(description="what the contrast is held against, in the metric's unit")
     candidate_value: float
@@ -151,6 +165,7 @@ class Comparison(_Frozen):
     arms: tuple[ArmResult, ...] = Field(description="start first, then the baseline, then the others by name")
     differences: tuple[ArmDifference, ...]
     gains: tuple[ArmDifference, ...] = Field((), description="trained arms minus start, where it was given")
+    ability: tuple[AbilityResult, ...] = Field((), description="general ability; empty: not measured")
     warnings: tuple[str, ...]
     gate: GateResult | None = Field(None, description="None: no rules were given")
 
@@ -182,12 +197,16 @@ def read_comparison(directory: Path) -> Comparison:
     read_manifest(directory, "comparison")
     path = directory / COMPARISON_NAME
     try:
-        comparison = Comparison.model_validate_json(path.read_bytes())
-    except ValidationError as error:
+        content = json.loads(path.read_bytes())
+        # First, since another version's fields would be reported as mistakes, one by one.
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if version != SCHEMA_VERSION:
+            raise ComparisonError(
+                f"{path} has schema version {version}, this progrpo {__version__} reads {SCHEMA_VERSION}. Compare "
+                f"again with this version."
+            )
+        return Comparison.model_validate(content)
+    except ValueError as error:
+        if isinstance(error, ComparisonError):
+            raise
         raise ComparisonError(f"{path} is not a comparison this {__version__} can read: {error}") from None
-    if comparison.schema_version != SCHEMA_VERSION:
-        raise ComparisonError(
-            f"{path} has schema version {comparison.schema_version}, this progrpo {__version__} reads "
-            f"{SCHEMA_VERSION}. Compare again with this version."
-        )
-    return comparison

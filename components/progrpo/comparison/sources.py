@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from progrpo.config import ARM_NAME, START
 from progrpo.errors import ComparisonError, ManifestError
+from progrpo.evaluation.ability import ABILITY
 from progrpo.evaluation.table import ProblemTable, read_table
 from progrpo.manifest import MANIFEST_NAME, read_manifest, sha256_file
 from progrpo.metrics import read_jsonl
@@ -112,6 +113,12 @@ class Evaluation:
     def seed(self) -> int | None:
         """Training seed; None for the checkpoint before training."""
         return self.summary.seed
+
+    @property
+    def ability(self) -> Path | None:
+        """The measurement of general ability, where the evaluation made one."""
+        directory = self.directory / ABILITY
+        return directory if (directory / MANIFEST_NAME).is_file() else None
 
     @property
     def label(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from progrpo.comparison.result import ArmDifference, ArmResult, Comparison, Difference, Estimate
+from progrpo.comparison.result import AbilityResult, ArmDifference, ArmResult, Comparison, Difference, Estimate
 from progrpo.config import START
 from progrpo.metrics import EVAL_METRICS, pass_at
 
@@ -88,6 +88,13 @@ def headline_sentences(comparison: Comparison) -> list[str]:
             continue
         parts = [_difference_phrase(name, difference.metrics[name]) for name in names]
         sentences.append(f"{alarm}{difference.arm} minus {comparison.baseline}: {'; '.join(parts)}.")
+    worse: dict[str, list[str]] = {}
+    for ability in comparison.ability:
+        if ability.outcome == "worse":
+            worse.setdefault(ability.arm, []).append(f"{ability.task} {ability.metric}")
+    if worse:
+        listed = "; ".join(f"{arm} in {', '.join(metrics)}" for arm, metrics in worse.items())
+        sentences.append(f"General ability got worse, resolved: {listed}.")
     return sentences or [f"{comparison.baseline} is the only arm; there is nothing to compare it with."]
 
 
@@ -155,6 +162,13 @@ def markdown_summary(comparison: Comparison) -> str:
             if difference.arm != START:
                 note = " ".join(power_sentences(difference, comparison.num_problems))
                 lines += ["", f"{difference.arm} minus {comparison.baseline}, of studies like this one. {note}"]
+    if comparison.ability:
+        rows = [
+            [a.arm, a.task, a.metric, f"{a.before:.4f}", f"{a.after:.4f}", str(ability_cell(a)), a.outcome]
+            for a in comparison.ability
+        ]
+        columns = ["Arm", "Task", "Metric", START, "Arm", f"Arm minus {START}", "Verdict"]
+        lines += ["", "General ability (lm-eval):", "", *_markdown_table(columns, rows)]
     lines += ["", f"{_basis(comparison)}"]
     return "\n".join(lines) + "\n"
 
@@ -214,8 +228,26 @@ def estimate_cell(name: str, estimate: Estimate) -> Cell:
 
 def difference_cell(name: str, difference: Difference) -> Cell:
     """Format a difference with its sign; of fractions, in percentage points."""
-    value, low, high = (signed_number(name, each) for each in (difference.value, difference.low, difference.high))
-    return Cell(value, f"[{low}, {high}]")
+    scale, digits = _scale(name)
+    return _signed_cell(difference, scale, digits)
+
+
+def _signed_cell(difference: Difference, scale: float, digits: int) -> Cell:
+    """Format with as many more digits, three at most, as it takes for no end of a resolved interval to round to 0."""
+    ends = (scale * difference.low, scale * difference.high)
+    if difference.resolved:
+        digits = next((d for d in range(digits, digits + 3) if all(float(f"{end:.{d}f}") for end in ends)), digits + 3)
+    low, high = (signed(end, digits) for end in ends)
+    if difference.low > 0 and float(f"{ends[0]:.{digits}f}") == 0:
+        low = "> 0"
+    if difference.high < 0 and float(f"{ends[1]:.{digits}f}") == 0:
+        high = "< 0"
+    return Cell(signed(scale * difference.value, digits), f"[{low}, {high}]")
+
+
+def ability_cell(ability: AbilityResult) -> Cell:
+    """Format what became of a metric of lm-eval, in the metric's own unit."""
+    return _signed_cell(ability.difference, 1.0, 4)
 
 
 def signed_number(name: str, value: float, *, extra_digits: int = 0) -> str:

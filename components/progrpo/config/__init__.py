@@ -31,10 +31,11 @@ from progrpo.config.base import ARM_NAME, MAX_SEED, MIN_TEMPERATURE, START, Conf
 from progrpo.config.data import CheckpointConfig, CountdownSource, DatasetConfig, FileSource
 from progrpo.config.engine import Engine, TransformersEngineConfig, VLLMEngineConfig
 from progrpo.config.evaluation import AbilityConfig, CompareConfig, EvaluateConfig
-from progrpo.config.gate import LOWER_IS_BETTER, Better, GateConfig, GateRule, Keeps, NotWorse, Outcome
+from progrpo.config.gate import LOWER_IS_BETTER, Better, GateConfig, GateRule, Keeps, KeepsAbility, NotWorse, Outcome
 from progrpo.config.pipelines import PIPELINES, ComparePipeline, EvaluatePipeline, TrainAndEvaluatePipeline
 from progrpo.config.reading import parse
 from progrpo.config.training import CheckpointingConfig, DistributedConfig, HeldoutConfig, LoRAConfig, TrainConfig
+from progrpo.config.trainjob import TrainJobConfig
 
 __all__ = [
     "ARM_NAME",
@@ -74,6 +75,7 @@ __all__ = [
     "HeldoutConfig",
     "KLCov",
     "Keeps",
+    "KeepsAbility",
     "LoRAConfig",
     "LossConfig",
     "Method",
@@ -84,6 +86,7 @@ __all__ = [
     "ProGRPO",
     "TrainAndEvaluatePipeline",
     "TrainConfig",
+    "TrainJobConfig",
     "TransformersEngineConfig",
     "Unlikeliness",
     "VLLMEngineConfig",

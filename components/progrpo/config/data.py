@@ -31,7 +31,7 @@ class FileSource(Config):
     eval_frac: float = Field(0.1, gt=0, lt=1, description="fraction held out if eval_uri is absent; ours")
     prompt_column: str = Field("prompt", min_length=1, description="a text, or a list of {role, content} messages")
     answer_column: str = Field("answer", min_length=1)
-    task: Literal["math", "exact", "countdown"] = Field(
+    task: Literal["math", "exact", "countdown", "code"] = Field(
         "math", description="how an answer is verified; see progrpo.rewards"
     )
     max_rows: int | None = Field(None, ge=2, description="use at most this many rows of each file")

@@ -11,6 +11,21 @@ from progrpo.config.engine import Engine, TransformersEngineConfig
 from progrpo.config.gate import GateConfig
 
 
+class AbilityConfig(Config):
+    """What the general-ability guard asks lm-eval for, before training and after."""
+
+    tasks: tuple[str, ...] = Field(
+        ("arc_easy", "hellaswag", "winogrande"), min_length=1, description="tasks or groups of lm-eval; ours"
+    )
+    include_path: str | None = Field(None, min_length=1, description="directory with task YAML of your own")
+    num_fewshot: int | None = Field(None, ge=0, description="examples in the prompt; absent: the task's own")
+    limit: int | None = Field(None, ge=1, description="documents of each task, at most")
+    chat_template: bool = Field(True, description="ask in the checkpoint's chat template")
+    batch_size: int = Field(16, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
 class EvaluateConfig(Config):
     """How a checkpoint is measured on the held-out problems."""
 
@@ -38,6 +53,9 @@ class EvaluateConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     num_threads: int = Field(1, ge=1, le=1024)
+    ability: AbilityConfig | None = Field(
+        None, description="also measure general ability with lm-eval, the extra progrpo[ability]; absent: not"
+    )
 
     @model_validator(mode="after")
     def _ks_fit(self) -> EvaluateConfig:
@@ -62,21 +80,6 @@ class EvaluateConfig(Config):
             return tuple(sorted(set(self.ks)))
         powers = {1 << i for i in range(self.num_samples.bit_length()) if 1 << i <= self.num_samples}
         return tuple(sorted(powers | {self.num_samples}))
-
-
-class AbilityConfig(Config):
-    """What the general-ability guard asks lm-eval for, before training and after."""
-
-    tasks: tuple[str, ...] = Field(
-        ("arc_easy", "hellaswag", "winogrande"), min_length=1, description="tasks or groups of lm-eval; ours"
-    )
-    include_path: str | None = Field(None, min_length=1, description="directory with task YAML of your own")
-    num_fewshot: int | None = Field(None, ge=0, description="examples in the prompt; absent: the task's own")
-    limit: int | None = Field(None, ge=1, description="documents of each task, at most")
-    chat_template: bool = Field(True, description="ask in the checkpoint's chat template")
-    batch_size: int = Field(16, ge=1)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 class CompareConfig(Config):

@@ -55,7 +55,31 @@ class Keeps(_Rule):
     fraction: float = Field(gt=0, description="of the value of against: 0.8")
 
 
-GateRule = Annotated[Better | NotWorse | Keeps, Field(discriminator="relation")]
+class KeepsAbility(Config):
+    """The candidate is worse than the start checkpoint in a task of lm-eval by at most ``margin``.
+
+    Needs ``evaluation.ability``.
+    """
+
+    relation: Literal["keeps_ability"] = "keeps_ability"
+    task: str = Field(min_length=1, max_length=200, description="of lm-eval, one of those measured")
+    metric: str = Field(
+        "acc", min_length=1, max_length=100, description="of that task: acc, acc_norm, exact_match, ..."
+    )
+    margin: float = Field(gt=0, description="in the metric's unit: 0.01 is one point of accuracy")
+
+    @property
+    def against(self) -> str:
+        """The arm it is held against."""
+        return START
+
+    @property
+    def k(self) -> None:
+        """No metric of lm-eval has a k of ours."""
+        return None
+
+
+GateRule = Annotated[Better | NotWorse | Keeps | KeepsAbility, Field(discriminator="relation")]
 
 
 class GateConfig(Config):

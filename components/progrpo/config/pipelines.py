@@ -10,6 +10,7 @@ from progrpo.config.algorithms import GRPO, Arm, ProGRPO
 from progrpo.config.base import MAX_SEED, START, Config
 from progrpo.config.data import CheckpointConfig, DatasetConfig
 from progrpo.config.evaluation import CompareConfig, EvaluateConfig
+from progrpo.config.gate import KeepsAbility
 from progrpo.config.training import TrainConfig
 
 
@@ -72,6 +73,11 @@ def _check_comparison(
     if gate.seed is not None and gate.seed not in seeds:
         raise ValueError(f"comparison.gate.seed is {gate.seed}, trained are {', '.join(map(str, seeds))}")
     for rule in gate.rules:
+        if isinstance(rule, KeepsAbility) and evaluation.ability is None:
+            raise ValueError(
+                f"comparison.gate has a rule about {rule.task}, but evaluation.ability is not set. Set it, for example "
+                f"evaluation.ability.tasks: [{rule.task}]"
+            )
         if (k := rule.k) is not None and k > evaluation.num_samples:
             raise ValueError(
                 f"comparison.gate asks for {rule.metric}, but evaluation.num_samples is {evaluation.num_samples}: "

@@ -50,7 +50,7 @@ class HeldoutConfig(Config):
 
 
 class DistributedConfig(Config):
-    """How many processes train together on this machine, one a GPU."""
+    """How many processes train together, one a GPU: on this machine, or over all nodes of a TrainJob."""
 
     num_processes: int = Field(1, ge=1, le=1024, description="ranks; groups are never split over ranks")
     strategy: Literal["ddp", "fsdp2"] = Field(

@@ -20,13 +20,15 @@ from progrpo.data.read import BadLine, read_rows
 from progrpo.errors import DataError
 from progrpo.manifest import Manifest, write_manifest
 from progrpo.metrics import Progress
+from progrpo.rewards import countdown as countdown_task
 from progrpo.rewards import exact, verify_batch
-from progrpo.rewards.countdown import parse_answer
+from progrpo.rewards.code import cases
 from progrpo.storage import finished_directory, localize
 
 MAX_EXAMPLES = 20
 ROLES = ("system", "user", "assistant")
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+_READERS = {"countdown": countdown_task.parse_answer, "code": cases.parse_answer}
 
 
 def prepare_dataset(config: DatasetConfig, output: Path, *, progress: Progress | None = None) -> Manifest:
@@ -191,12 +193,14 @@ def _row_problem(row: dict[str, Any], config: DatasetConfig, source: FileSource,
     answer = row.get(source.answer_column)
     if _is_number(answer):
         answer = str(answer)
+    if source.task == "code" and isinstance(answer, dict | list):  # tests, which JSON Lines hold as they are
+        answer = json.dumps(answer)
     answer = _text(answer, source.answer_column).strip()
-    if source.task == "countdown":
+    if source.task in _READERS:
         try:
-            parse_answer(answer)
+            _READERS[source.task](answer)
         except DataError as error:
-            raise _RowError(source.answer_column, "is not an answer of the countdown task", str(error)) from None
+            raise _RowError(source.answer_column, f"is not an answer of the {source.task} task", str(error)) from None
     if source.task == "exact" and not exact.verify(answer, answer).correct:
         raise _RowError(source.answer_column, "no completion can match it: it has several lines or holds 'answer:'")
     difficulty = _difficulty(row.get("difficulty"))

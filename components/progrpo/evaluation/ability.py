@@ -1,5 +1,7 @@
 """The general-ability guard: what training for one task cost elsewhere, measured with lm-eval before and after.
 
+``evaluation.ability`` makes every evaluation of a pipeline measure it, and the comparison report it. By hand:
+
     python -m progrpo.evaluation.ability CHECKPOINT OUTPUT --set tasks=[arc_easy]
     python -m progrpo.evaluation.ability --compare BEFORE AFTER
 
@@ -16,7 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,12 +26,14 @@ import pyarrow.parquet as pq
 from progrpo.config import AbilityConfig, parse
 from progrpo.environment import describe_hardware, library_versions, resolve_device
 from progrpo.errors import ComparisonError, ConfigError, ProGRPOError
-from progrpo.evaluation.bootstrap import Interval, bootstrap_difference, bootstrap_mean
+from progrpo.evaluation.bootstrap import Bootstrap, Interval, bootstrap_difference, bootstrap_mean
 from progrpo.evaluation.summary import BOOTSTRAP
 from progrpo.evaluation.table import RATE
 from progrpo.manifest import MANIFEST_NAME, Manifest, read_manifest, write_atomic, write_manifest
 
-SAMPLES_NAME = "documents.parquet"
+ABILITY = "ability"
+"""Directory within an evaluation that holds the measurement, where ``evaluation.ability`` asked for one."""
+ABILITY_NAME, SAMPLES_NAME = "ability.json", "documents.parquet"
 _SCHEMA = pa.schema(
     [("task", pa.string()), ("metric", pa.string()), ("document", pa.string()), ("value", pa.float64())]
 )
@@ -42,7 +46,8 @@ Values = dict[tuple[str, str], dict[str, float]]
 class AbilityDifference:
     """One metric of one task, after minus before.
 
-    ``outcome``: ``worse`` or ``better`` where the interval excludes 0, else ``not resolved``.
+    ``outcome``: ``worse`` or ``better`` where the interval excludes 0, else ``not resolved``; which way is better, the
+    task says.
     """
 
     task: str
@@ -50,7 +55,30 @@ class AbilityDifference:
     before: float
     after: float
     difference: Interval
-    outcome: str
+    higher_is_better: bool
+    outcome: Literal["worse", "better", "not resolved"]
+
+
+def check_ability(config: AbilityConfig) -> Any:
+    """Return lm-eval's task manager, or say why nothing can be measured, before a checkpoint is loaded.
+
+    Raises:
+        ConfigError: lm-eval is not installed, or knows no such task.
+    """
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ConfigError(
+            f"the general-ability guard needs lm-eval ({error}). Install progrpo[ability], pip install "
+            f"'progrpo[train,ability]', or leave evaluation.ability out."
+        ) from None
+    manager = TaskManager(include_path=config.include_path)
+    if unknown := sorted(set(config.tasks) - set(manager.all_tasks)):
+        raise ConfigError(
+            f"lm-eval knows no task {', '.join(unknown)}. `lm-eval ls tasks` lists them; tasks of your own need "
+            f"ability.include_path."
+        )
+    return manager
 
 
 def measure_ability(config: AbilityConfig, checkpoint: Path, output: Path) -> Manifest:
@@ -68,26 +96,15 @@ def measure_ability(config: AbilityConfig, checkpoint: Path, output: Path) -> Ma
         ConfigError: lm-eval is not installed, a task it does not know, or data it cannot load.
         ManifestError: no finished checkpoint.
     """
-    try:
-        import lm_eval
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise ConfigError(
-            f"the general-ability guard needs lm-eval ({error}). Install progrpo[ability], pip install "
-            f"'progrpo[train,ability]'."
-        ) from None
+    manager = check_ability(config)
+    import lm_eval
+
     from progrpo.checkpoints.preflight import first_line
 
     source = read_manifest(checkpoint, "checkpoint")
     output.mkdir(parents=True, exist_ok=True)
     (output / MANIFEST_NAME).unlink(missing_ok=True)
     device = resolve_device(config.device)
-    manager = TaskManager(include_path=config.include_path)
-    if unknown := sorted(set(config.tasks) - set(manager.all_tasks)):
-        raise ConfigError(
-            f"lm-eval knows no task {', '.join(unknown)}. `lm-eval ls tasks` lists them; tasks of your own need "
-            f"ability.include_path."
-        )
     try:
         results = lm_eval.simple_evaluate(
             model="hf",
@@ -123,11 +140,12 @@ def measure_ability(config: AbilityConfig, checkpoint: Path, output: Path) -> Ma
         "schema_version": 1,
         "tasks": tasks,
         "task_versions": results["versions"],
+        "higher_is_better": results.get("higher_is_better", {}),
         "checkpoint_digest": source.digest,
         "hardware": describe_hardware(device),
         "versions": library_versions("torch", "transformers", "lm-eval"),
     }
-    write_atomic(output / "ability.json", json.dumps(document, indent=2))
+    write_atomic(output / ABILITY_NAME, json.dumps(document, indent=2))
     return write_manifest(
         output,
         "ability",
@@ -137,32 +155,56 @@ def measure_ability(config: AbilityConfig, checkpoint: Path, output: Path) -> Ma
     )
 
 
-def compare_ability(before: Path, after: Path) -> list[AbilityDifference]:
-    """Return what changed from one measurement to another, paired by document.
+def compare_ability(before: Path, after: Sequence[Path], bootstrap: Bootstrap = BOOTSTRAP) -> list[AbilityDifference]:
+    """Return what changed from one measurement to others, paired by document.
+
+    Args:
+        before: a measurement.
+        after: measurements of one arm, one a training seed.
+        bootstrap: of the intervals.
 
     Raises:
         ManifestError: a directory that holds no finished measurement.
         ComparisonError: tasks, their versions, settings or documents differ.
     """
-    manifests = [read_manifest(directory, "ability") for directory in (before, after)]
-    documents = [json.loads((directory / "ability.json").read_bytes()) for directory in (before, after)]
-    settings = [{**manifest.config["ability"], "device": None, "batch_size": None} for manifest in manifests]
-    for what, (first, second) in {
-        "settings": settings,
-        "task versions": [document["task_versions"] for document in documents],
-    }.items():
-        if first != second:
-            raise ComparisonError(f"{what} differ: {first} in {before}, {second} in {after}. Measure both alike.")
-    first, second = _read(before), _read(after)
-    if any(first[key].keys() != second.get(key, {}).keys() for key in first) or first.keys() != second.keys():
-        raise ComparisonError(f"{before} and {after} asked other documents. Measure both with the same data.")
+    first, document = _read(before), _document(before)
+    others = []
+    for directory in after:
+        for what, mine, theirs in (
+            ("settings", _settings(before), _settings(directory)),
+            ("task versions", document["task_versions"], _document(directory)["task_versions"]),
+        ):
+            if mine != theirs:
+                raise ComparisonError(
+                    f"{what} differ: {mine} in {before}, {theirs} in {directory}. Measure both alike."
+                )
+        other = _read(directory)
+        if any(first[key].keys() != other.get(key, {}).keys() for key in first) or first.keys() != other.keys():
+            raise ComparisonError(f"{before} and {directory} asked other documents. Measure both with the same data.")
+        others.append(other)
     differences = []
     for (task, metric), values in first.items():
-        a, b = list(values.values()), [second[task, metric][document] for document in values]
-        interval = bootstrap_difference([(b, None)], [(a, None)], bounds=_bounds([*a, *b]), **BOOTSTRAP)
-        outcome = "not resolved" if not interval.excludes(0) else "worse" if interval.value < 0 else "better"
-        differences.append(AbilityDifference(task, metric, sum(a) / len(a), sum(b) / len(b), interval, outcome))
+        a = list(values.values())
+        arms = [[other[task, metric][name] for name in values] for other in others]
+        bounds = _bounds([*a, *(value for arm in arms for value in arm)])
+        interval = bootstrap_difference([(arm, None) for arm in arms], [(a, None)], bounds=bounds, **bootstrap)
+        higher_is_better = document.get("higher_is_better", {}).get(task, {}).get(metric.split(",")[0]) is not False
+        outcome: Literal["worse", "better", "not resolved"] = "not resolved"
+        if interval.excludes(0):
+            outcome = "better" if (interval.value > 0) == higher_is_better else "worse"
+        mean = sum(map(sum, arms)) / sum(map(len, arms))
+        differences.append(AbilityDifference(task, metric, sum(a) / len(a), mean, interval, higher_is_better, outcome))
     return differences
+
+
+def _document(directory: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((directory / ABILITY_NAME).read_bytes())
+    return content
+
+
+def _settings(directory: Path) -> dict[str, Any]:
+    """Return how a measurement was made, without what only changes its speed."""
+    return {**read_manifest(directory, "ability").config["ability"], "device": None, "batch_size": None}
 
 
 def _by_document(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Values:
@@ -203,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.compare:
-            differences = compare_ability(options.first, options.second)
+            differences = compare_ability(options.first, [options.second])
             for d in differences:
                 low, high = d.difference.low, d.difference.high
                 change = f"{d.before:.4f} -> {d.after:.4f}, {d.difference.value:+.4f} ({low:+.4f} to {high:+.4f})"

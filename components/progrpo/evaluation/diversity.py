@@ -5,19 +5,17 @@ All of it is read off the text, so it can be computed again from ``samples.parqu
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import math
 import re
-import warnings
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
+from progrpo.rewards.code.program import python_blocks, syntax_tree
+
 NGRAM = 4
-_MAX_CODE = 20_000  # characters; a longer block is compared as words
-_CODE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
 _WORD = re.compile(r"\w+|[^\w\s]")
 _LATEX = (
     (re.compile(r"\\(?:left|right|displaystyle|,|;|!|quad|text\w*|mathrm|boxed)\b|\\[,;!]|\$"), " "),
@@ -45,8 +43,8 @@ def solution_path(completion: str) -> str:
 
 
 def _path(completion: str) -> str:
-    for block in reversed(_CODE.findall(completion)):
-        if (tree := _syntax_tree(block)) is not None:
+    for block in reversed(python_blocks(completion)):
+        if (tree := syntax_tree(block)) is not None:
             return "code:" + tree
     text = completion
     for pattern, replacement in _LATEX:
@@ -54,38 +52,6 @@ def _path(completion: str) -> str:
     if expressions := dict.fromkeys(re.sub(r"\s+", "", found).rstrip(".") for found in _EXPRESSION.findall(text)):
         return "math:" + ";".join(expressions)
     return "words:" + " ".join(re.findall(r"\w+", completion.lower()))
-
-
-def _syntax_tree(code: str) -> str | None:
-    """Return the dump of a syntax tree in which names of the code's own are numbered; None: it does not parse."""
-    if len(code) > _MAX_CODE:
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)
-            tree = ast.parse(code)
-        names: dict[str, str] = {}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                names.setdefault(node.id, f"n{len(names)}")
-            elif isinstance(node, ast.arg):
-                names.setdefault(node.arg, f"n{len(names)}")
-            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                names.setdefault(node.name, f"n{len(names)}")
-                if ast.get_docstring(node, clean=False) is not None:
-                    node.body = node.body[1:] or [ast.Pass()]
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Name):
-                node.id = names.get(node.id, node.id)
-            elif isinstance(node, ast.arg):
-                node.arg, node.annotation = names[node.arg], None
-            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                node.name = names[node.name]
-                if not isinstance(node, ast.ClassDef):
-                    node.returns = None
-        return ast.dump(tree)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # a null byte is a ValueError
-        return None
 
 
 def words(text: str) -> list[str]:

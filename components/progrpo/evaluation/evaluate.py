@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from progrpo.checkpoints.preflight import chat_template_digest
 from progrpo.config import START, Arm, EvaluateConfig
 from progrpo.data.dataset import Problem, load_problems
 from progrpo.environment import describe_hardware, library_versions, resolve_device
-from progrpo.errors import ConfigError, DataError
+from progrpo.errors import ConfigError, DataError, ManifestError
+from progrpo.evaluation.ability import ABILITY, check_ability, measure_ability
 from progrpo.evaluation.protocol import protocol_record
 from progrpo.evaluation.samples import SCHEMA, position_edges
 from progrpo.evaluation.sampling import sample_here, sample_in_processes
@@ -25,6 +27,7 @@ from progrpo.evaluation.summary import BOOTSTRAP, summarise
 from progrpo.evaluation.table import build_table
 from progrpo.manifest import MANIFEST_NAME, Manifest, read_manifest, write_atomic, write_manifest
 from progrpo.metrics import Progress
+from progrpo.rewards import check_verifiers
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +49,8 @@ def evaluate(
     """Measure a checkpoint on the held-out problems.
 
     Writes ``samples.parquet`` (one row a completion, see :class:`progrpo.evaluation.samples.Sample`),
-    ``problems.parquet`` (one row a problem), ``evaluation.json`` and, last, the manifest. Equal inputs, configuration
+    ``problems.parquet`` (one row a problem), ``evaluation.json``, with ``config.ability`` the directory ``ability``
+    (see :func:`progrpo.evaluation.ability.measure_ability`) and, last, the manifest. Equal inputs, configuration
     and machine give equal completions and metrics; only wall times differ. Killed, it goes on from the completions it
     has when it is called again with the same inputs, configuration and output.
 
@@ -62,7 +66,8 @@ def evaluate(
 
     Raises:
         ManifestError: an input that is not a finished artifact of its kind.
-        ConfigError: settings that do not fit the checkpoint, a trained arm without a seed, no such device.
+        ConfigError: settings that do not fit the checkpoint, a trained arm without a seed, no such device, no sandbox
+            for problems of code, no lm-eval where general ability is to be measured.
         DataError: no held-out problems, or a prompt that cannot be rendered or leaves no room for a completion.
         CheckpointError: no chat template, no EOS token, or weights that cannot be loaded.
     """
@@ -82,12 +87,17 @@ def evaluate(
         raise DataError(
             f"{dataset / 'eval.parquet'} has no problems: nothing to evaluate. Prepare it with held-out rows."
         )
+    check_verifiers({problem.task for problem in problems})
     tokenizer = load_tokenizer(checkpoint)
     prompts = render_prompts(tokenizer, problems)
     check_room(problems, prompts, config.max_completion_tokens, context_length(checkpoint))
 
+    if config.ability is not None:
+        check_ability(config.ability)
+
     output.mkdir(parents=True, exist_ok=True)
     (output / MANIFEST_NAME).unlink(missing_ok=True)
+    _measure_ability(config, checkpoint, checkpoint_manifest.digest, output / ABILITY)
     protocol = protocol_record(
         config,
         problems=problems,
@@ -165,6 +175,24 @@ def evaluate(
     )
     shards.remove()
     return manifest
+
+
+def _measure_ability(config: EvaluateConfig, checkpoint: Path, digest: str, output: Path) -> None:
+    """Measure general ability where it is asked for, unless an attempt before this one did.
+
+    Before anything is sampled: a data set that is not there is then known at once, and the model that lm-eval loads
+    does not have to share a GPU with an engine.
+    """
+    wanted = None if config.ability is None else config.ability.model_dump(mode="json")
+    try:
+        done = read_manifest(output, "ability")
+    except ManifestError:
+        done = None
+    if done is not None and (done.config.get("ability"), done.inputs.get("checkpoint")) == (wanted, digest):
+        return
+    shutil.rmtree(output, ignore_errors=True)
+    if config.ability is not None:
+        measure_ability(config.ability, checkpoint, output)
 
 
 def _write_problems(path: Path, problems: Sequence[Problem], statistics: Sequence[ProblemStatistics]) -> None:

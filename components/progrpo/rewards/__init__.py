@@ -1,22 +1,24 @@
 """Verifiable rewards: is a completion's answer right?
 
-Tasks: ``countdown``, ``exact`` and ``math`` (math-verify, in worker processes that are killed when they take too long).
+Tasks: ``countdown``, ``exact``, ``math`` (math-verify, in worker processes that are killed when they take too long) and
+``code`` (programs, run in sandboxes).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from progrpo.errors import ConfigError
-from progrpo.rewards import countdown, exact, mathematics
+from progrpo.rewards import code, countdown, exact, mathematics
 from progrpo.rewards.verdict import Verdict
 
-__all__ = ["VERIFIER_VERSIONS", "Verdict", "verify", "verify_batch"]
+__all__ = ["VERIFIER_VERSIONS", "Verdict", "check_verifiers", "verify", "verify_batch"]
 
 logger = logging.getLogger(__name__)
 
 VERIFIER_VERSIONS: dict[str, str] = {
+    "code": code.VERSION,
     "countdown": countdown.VERSION,
     "exact": exact.VERSION,
     "math": mathematics.VERSION,
@@ -24,6 +26,16 @@ VERIFIER_VERSIONS: dict[str, str] = {
 """Task -> version of its verifier. Results verified by different versions are not comparable."""
 
 _PLAIN: dict[str, Callable[[str, str], Verdict]] = {"countdown": countdown.verify, "exact": exact.verify}
+
+
+def check_verifiers(tasks: Collection[str]) -> None:
+    """Refuse a machine that could not verify these tasks, before anything is sampled for them.
+
+    Raises:
+        ConfigError: programs can neither be isolated here nor sent to a server.
+    """
+    if "code" in tasks:
+        code.check_ready()
 
 
 def verify(task: str, answer: str, completion: str) -> Verdict:
@@ -36,29 +48,31 @@ def verify_batch(items: Sequence[tuple[str, str, str]], timeout_s: float = 10.0)
 
     Args:
         items: (task, right answer, completion).
-        timeout_s: seconds of wall time for one completion of a task verified in worker processes (``math``). One that
-            takes longer gets ``scored=False``, and the number of those is logged.
+        timeout_s: seconds of wall time for one ``math`` completion; one that takes longer gets ``scored=False``. Limits
+            of a program are its problem's, and one that exceeds them is wrong.
 
     Returns:
         One verdict an item, in their order.
 
     Raises:
-        ConfigError: an unknown task, or a verifier that is not installed or does not start.
+        ConfigError: an unknown task, a verifier that is not installed or does not start, or no sandbox for programs.
         DataError: an answer its task cannot read.
     """
     verdicts: dict[int, Verdict] = {}
-    waiting: list[int] = []
+    waiting: dict[str, list[int]] = {"math": [], "code": []}
     for index, (task, answer, completion) in enumerate(items):
-        if task == "math":
-            waiting.append(index)
+        if task in waiting:
+            waiting[task].append(index)
         elif task in _PLAIN:
             verdicts[index] = _PLAIN[task](answer, completion)
         else:
             raise ConfigError(f"unknown task {task!r}. Allowed: {', '.join(sorted(VERIFIER_VERSIONS))}.")
-    if waiting:
-        results = mathematics.verify_all([items[index][1:] for index in waiting], timeout_s)
-        verdicts.update(zip(waiting, results, strict=True))
-        unscored = sum(not verdict.scored for verdict in results)
-        if unscored:
-            logger.warning("%d of %d math completions could not be verified", unscored, len(results))
+    for task, indices in waiting.items():
+        if not indices:
+            continue
+        pairs = [items[index][1:] for index in indices]
+        results = mathematics.verify_all(pairs, timeout_s) if task == "math" else code.verify_all(pairs)
+        verdicts.update(zip(indices, results, strict=True))
+        if unscored := sum(not verdict.scored for verdict in results):
+            logger.warning("%d of %d %s completions could not be verified", unscored, len(results), task)
     return [verdicts[index] for index in range(len(items))]

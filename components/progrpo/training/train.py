@@ -16,6 +16,7 @@ from progrpo.environment import describe_hardware, library_versions, resolve_dev
 from progrpo.errors import StorageError, TrainingError
 from progrpo.manifest import Manifest, read_manifest, write_manifest
 from progrpo.metrics import JsonlSink, MetricSink, Progress
+from progrpo.rewards import check_verifiers
 from progrpo.training.distributed import full_weights
 from progrpo.training.preflight import preflight
 
@@ -81,6 +82,7 @@ def train(
     device = resolve_device(config.device)
     torch.set_num_threads(config.num_threads)
     problems = load_problems(dataset, "train")
+    check_verifiers({problem.task for problem in problems})
     tokenizer = load_tokenizer(checkpoint)
     prompts = render_prompts(tokenizer, problems)
     # Weights are float32 whatever the arithmetic: a bfloat16 weight would swallow updates at a learning rate of 1e-6.

@@ -21,14 +21,16 @@ def test_every_benchmark_is_a_set_of_parameters(file: Path) -> None:
     parameters = resolve("evaluate", params_file=file)
     source = parameters.dataset.source
     assert isinstance(source, FileSource)
-    assert (source.train_uri, source.task) in ((None, "math"), (None, "exact"))
+    assert source.train_uri is None
+    assert source.task in ("math", "exact", "code")
+    assert source.task != "code" or parameters.evaluation.num_samples == 16
     assert parameters.evaluation.benchmark
     assert parameters.dataset.system_prompt
     assert f"`{file.name}`" in (file.parent / "README.md").read_text()
 
 
-def test_there_are_the_papers_six_and_two_out_of_domain() -> None:
-    assert len(FILES) == 8
+def test_there_are_the_papers_six_two_out_of_domain_and_three_of_code() -> None:
+    assert len(FILES) == 11
 
 
 def _write(path: Path, rows: list[dict[str, str]]) -> Path:

@@ -25,12 +25,12 @@ def test_exact(answer, completion, correct):
 
 
 def test_unknown_task():
-    with pytest.raises(ConfigError, match=r"unknown task 'code'. Allowed: countdown, exact, math"):
-        verify("code", "1", "1")
+    with pytest.raises(ConfigError, match=r"unknown task 'chess'. Allowed: code, countdown, exact, math"):
+        verify("chess", "1", "1")
 
 
 def test_versions_name_every_task():
-    assert set(VERIFIER_VERSIONS) == {"countdown", "exact", "math"}
+    assert set(VERIFIER_VERSIONS) == {"code", "countdown", "exact", "math"}
     assert VERIFIER_VERSIONS["math"] == "math-verify 0.9.0"
 
 

@@ -1,0 +1,1 @@
+"""Train one arm with one seed on several nodes."""

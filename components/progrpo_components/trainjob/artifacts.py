@@ -1,0 +1,136 @@
+"""Artifacts by the URI that Kubeflow gives them: ``s3://``, ``minio://`` (the same protocol) or a path of a volume."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
+
+from progrpo.errors import ManifestError, StorageError
+from progrpo.manifest import MANIFEST_NAME, Kind, Manifest, read_manifest
+from progrpo.storage import localize, s3_client, split_s3_uri
+
+logger = logging.getLogger(__name__)
+
+PUBLISH_PATIENCE_S = 1800
+MAX_PAUSE_S = 60
+
+
+def plain_uri(uri: str) -> str:
+    """Return a URI as :mod:`progrpo.storage` takes it.
+
+    Kubeflow's ``minio://`` is S3, and its URIs may carry the store's settings as a query: those come from the
+    environment here, which is the same for every program of the pod.
+
+    Raises:
+        StorageError: a scheme that is neither S3 nor a path.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme == "file":
+        return uri
+    if scheme not in ("s3", "minio"):
+        raise StorageError(
+            f"{uri!r}: the pods of a TrainJob read and write s3://, minio:// and paths of a volume, not {scheme}://. "
+            f"Give the pipeline a pipeline root on an S3-compatible store."
+        )
+    return f"s3://{rest.partition('?')[0]}"
+
+
+def local_path(uri: str) -> Path | None:
+    """Return the path a URI names; None if it is an object store's."""
+    if uri.startswith("s3://"):
+        return None
+    return Path(urlsplit(uri).path if uri.startswith("file://") else uri)
+
+
+def fetch(uri: str, kind: Kind, destination: Path) -> Path:
+    """Return a local directory with an artifact; its files are compared with the manifest by who reads them.
+
+    Raises:
+        ManifestError: it is not a finished artifact of that kind.
+        StorageError: it cannot be read.
+    """
+    directory = localize(uri, destination)
+    read_manifest(directory, kind, verify=False)
+    return directory
+
+
+def published(uri: str, kind: Kind) -> Manifest | None:
+    """Return the manifest of a finished artifact, each file of it there with its size; None if there is none.
+
+    Raises:
+        ManifestError: there is a manifest, but a file is missing or cut off.
+        StorageError: the store cannot be read.
+    """
+    path = local_path(uri)
+    if path is not None:
+        if not (path / MANIFEST_NAME).is_file():
+            return None
+        manifest = read_manifest(path, kind, verify=False)
+        sizes = {name: (path / name).stat().st_size for name in manifest.files if (path / name).is_file()}
+    else:
+        found = _read_remote(uri)
+        if found is None:
+            return None
+        manifest, sizes = found
+        if manifest.kind != kind:
+            raise ManifestError(f"{uri} holds a {manifest.kind} artifact, but a {kind} artifact is needed here.")
+    for name, entry in manifest.files.items():
+        if sizes.get(name) != entry.size:
+            given = f"has {sizes[name]} bytes" if name in sizes else "is missing"
+            raise ManifestError(f"{uri}/{name} {given}; the manifest lists {entry.size} bytes. Run the step again.")
+    return manifest
+
+
+def publish(directory: Path, uri: str, *, patience_s: float = PUBLISH_PATIENCE_S) -> None:
+    """Upload a finished artifact, its manifest last.
+
+    A store that is away is tried again: days of training are not lost to it, and each file is uploaded once.
+
+    Args:
+        directory: with a manifest.
+        uri: ``s3://BUCKET/PREFIX``.
+        patience_s: how long to try while nothing gets through.
+
+    Raises:
+        StorageError: the store refuses, or was away for longer.
+    """
+    bucket, key = split_s3_uri(uri)
+    prefix = f"{key.strip('/')}/"
+    waiting = [path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if path.is_file()]
+    waiting = [name for name in waiting if name != MANIFEST_NAME and not Path(name).name.startswith(".")]
+    waiting.append(MANIFEST_NAME)
+    deadline, pause = time.monotonic() + patience_s, 1.0
+    while True:
+        try:
+            with s3_client(uri) as client:
+                while waiting:
+                    client.upload_file(str(directory / waiting[0]), bucket, prefix + waiting[0])
+                    waiting.pop(0)
+                    deadline, pause = time.monotonic() + patience_s, 1.0
+            return
+        except StorageError as error:
+            if time.monotonic() + pause > deadline:
+                raise
+            logger.warning("the training run is not uploaded yet, trying again in %.0f s: %s", pause, error)
+            time.sleep(pause)
+            pause = min(2 * pause, MAX_PAUSE_S)
+
+
+def _read_remote(uri: str) -> tuple[Manifest, dict[str, int]] | None:
+    bucket, key = split_s3_uri(uri)
+    prefix = f"{key.strip('/')}/"
+    with s3_client(uri) as client:
+        try:
+            body = client.get_object(Bucket=bucket, Key=prefix + MANIFEST_NAME)["Body"].read()
+        except client.exceptions.NoSuchKey:
+            return None
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        sizes = {item["Key"].removeprefix(prefix): item["Size"] for page in pages for item in page.get("Contents", ())}
+    try:
+        return Manifest.model_validate_json(body), sizes
+    except ValidationError as error:
+        raise ManifestError(f"{uri}/{MANIFEST_NAME} is not a valid manifest: {error}") from None

@@ -1,0 +1,62 @@
+"""``progrpo reap``: delete TrainJobs that no pipeline run waits for."""
+
+from __future__ import annotations
+
+import re
+import sys
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+
+from progrpo.errors import ConfigError, ProGRPOError
+
+EXIT_FAILED = 1
+MIN_AGE = timedelta(minutes=2)
+_DURATION = re.compile(r"(\d+)([smhd])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def reap(
+    namespace: Annotated[str, typer.Option(metavar="NS", help="Namespace of the pipeline runs.")],
+    max_heartbeat_age: Annotated[
+        str, typer.Option(metavar="TIME", help="A launcher tells every minute that it runs: 90s, 15m, 2h.")
+    ] = "15m",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, and delete nothing.")] = False,
+) -> None:
+    """Delete TrainJobs of progrpo whose pipeline run has ended or vanished, or whose launcher gives no sign of life.
+
+    Others' TrainJobs are not touched. Exits with 1 if one could not be looked at or deleted.
+
+    Example: progrpo reap --namespace team-a --dry-run
+    """
+    age = _duration(max_heartbeat_age)
+    from progrpo_components.trainjob.cluster import Cluster
+    from progrpo_components.trainjob.reaper import reap as run
+
+    try:
+        done = run(Cluster.connect(namespace, patience_s=60), max_heartbeat_age=age, dry_run=dry_run)
+    except ProGRPOError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_FAILED)
+    for item in done:
+        typer.echo(f"{item.name}: {item.action}: {item.reason}", err=item.error)
+    counts = ", ".join(f"{sum(item.action == action for item in done)} {action}" for action in _actions(dry_run))
+    typer.echo(f"{len(done)} TrainJobs of progrpo in {namespace}: {counts}")
+    if any(item.error for item in done):
+        sys.exit(EXIT_FAILED)
+
+
+def _actions(dry_run: bool) -> tuple[str, ...]:
+    return ("would be deleted" if dry_run else "deleted", "kept", "not deleted")
+
+
+def _duration(text: str) -> timedelta:
+    match = _DURATION.fullmatch(text)
+    age = timedelta(**{_UNITS[match[2]]: int(match[1])}) if match else None
+    if age is None or age < MIN_AGE:
+        raise ConfigError(
+            f"--max-heartbeat-age is {text!r}. Give a whole number and a unit, such as 15m, 2h or 1d, at least 2m: "
+            f"launchers give a sign every minute."
+        )
+    return age

@@ -1,0 +1,79 @@
+"""What an upgrade or a rollback may not change: fields that Kubernetes refuses to change in an object that exists.
+
+There is no cluster here: the rules are written after the API server's validation (Kubernetes 1.35), and
+``test_upgrade.py`` shows each finding its change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from charts.helm import Manifest, key
+
+# Of spec: everything but these is fixed.
+_STATEFUL_SET = {
+    *("minReadySeconds", "ordinals", "persistentVolumeClaimRetentionPolicy", "replicas", "revisionHistoryLimit"),
+    *("template", "updateStrategy"),
+}
+_JOB = {"activeDeadlineSeconds", "parallelism", "suspend", "ttlSecondsAfterFinished", "backoffLimit"}
+_CLAIM = {"resources", "volumeAttributesClassName"}
+# The kinds whose loss is the loss of data.
+_PRECIOUS = ("PersistentVolumeClaim", "StatefulSet", "Secret")
+
+
+def refused(before: Iterable[Manifest], after: Iterable[Manifest]) -> list[str]:
+    """Return what the API server would refuse when the manifests of one release become those of another.
+
+    Hooks are left out: Helm deletes them before it makes them again.
+    """
+    old = {key(manifest): manifest for manifest in before if not _is_hook(manifest)}
+    new = {key(manifest): manifest for manifest in after if not _is_hook(manifest)}
+    return [
+        f"{name}: {problem}" for name in sorted(old.keys() & new.keys()) for problem in _changes(old[name], new[name])
+    ]
+
+
+def lost(before: Iterable[Manifest], after: Iterable[Manifest]) -> list[str]:
+    """Return the objects with data that the second release has no more and Helm would delete."""
+    left = {key(manifest) for manifest in after}
+    return sorted(key(m) for m in before if m["kind"] in _PRECIOUS and key(m) not in left and not _is_kept(m))
+
+
+def _changes(old: Manifest, new: Manifest) -> Iterator[str]:
+    if old["apiVersion"].partition("/")[0] != new["apiVersion"].partition("/")[0]:
+        yield f"apiVersion {old['apiVersion']} -> {new['apiVersion']}"
+    before, after = old.get("spec") or {}, new.get("spec") or {}
+    match old["kind"]:
+        case "Deployment" | "DaemonSet":
+            yield from _differences(before, after, {"selector"})
+        case "StatefulSet":
+            yield from _differences(before, after, (before.keys() | after.keys()) - _STATEFUL_SET)
+        case "Job":
+            yield from _differences(before, after, (before.keys() | after.keys()) - _JOB)
+        case "PersistentVolumeClaim":
+            yield from _differences(before, after, (before.keys() | after.keys()) - _CLAIM)
+        case "Service":
+            yield from _differences(before, after, {"clusterIP"})
+        case "RoleBinding":
+            yield from _differences(old, new, {"roleRef"})
+        case "LocalQueue":
+            yield from _differences(before, after, {"clusterQueue"})
+        case "ConfigMap" | "Secret" if old.get("immutable"):
+            yield from _differences(old, new, {"data", "binaryData", "stringData", "immutable"})
+        case "Secret":
+            yield from _differences(old, new, {"type"})
+
+
+def _differences(old: Any, new: Any, fields: Iterable[str]) -> Iterator[str]:
+    for field in sorted(fields):
+        if old.get(field) != new.get(field):
+            yield f"{field} {old.get(field)} -> {new.get(field)}"
+
+
+def _is_hook(manifest: Manifest) -> bool:
+    return "helm.sh/hook" in manifest["metadata"].get("annotations", {})
+
+
+def _is_kept(manifest: Manifest) -> bool:
+    return manifest["metadata"].get("annotations", {}).get("helm.sh/resource-policy") == "keep"

@@ -1,0 +1,99 @@
+"""docs/trainjob.md says what the code does: the rights are those that are used, the runtime fits the TrainJob."""
+
+import re
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kubernetes_api import NAMESPACE
+from progrpo.config import TrainJobConfig
+from progrpo_components.trainjob.cluster import Cluster
+from progrpo_components.trainjob.reaper import reap
+from progrpo_components.trainjob.spec import Owner, build_trainjob
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "trainjob.md").read_text(encoding="utf-8")
+
+
+def block(marker):
+    """The YAML block that holds a line."""
+    (found,) = [text for text in re.findall(r"```yaml\n(.*?)```", DOCUMENT, re.DOTALL) if marker in text]
+    return yaml.safe_load(found)
+
+
+def rights(document):
+    return {
+        (group, resource, verb)
+        for rule in document["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def used(api):
+    """The rights that the requests so far needed, as the API server would look them up."""
+    verbs = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}
+    found = set()
+    for method, path, _, _ in api.requests:
+        if path.startswith("/openapi"):
+            continue
+        match = re.fullmatch(rf"/apis?(?:/([^/]+))?/v[^/]+/namespaces/{NAMESPACE}/([^/]+)(/[^/]+)?(?:/([^/]+))?", path)
+        group, resource, name, part = match.groups()
+        verb = verbs.get(method) or ("get" if name else "list")
+        found.add((group or "", f"{resource}/{part}" if part else resource, verb))
+    return found
+
+
+def test_the_launchers_rights_are_those_it_uses(api, launched, write_output, job):
+    api.add(build_trainjob(job, TrainJobConfig(), namespace=NAMESPACE, api="runtimePatches"))
+    api.condition("Failed")
+    running = {"running": {}}
+    api.script = [
+        lambda: None,
+        lambda: None,
+        lambda: api.pod(0, "Running", running),
+        lambda: (write_output(), api.condition("Complete")),
+    ]
+    launched()
+    assert used(api) == rights(block("# launcher"))
+
+
+def test_the_reapers_rights_are_those_it_uses(api, job):
+    body = build_trainjob(job, TrainJobConfig(), namespace=NAMESPACE, api="runtimePatches", owner=Owner("gone", "u"))
+    api.add(body)
+    reap(Cluster.connect(), max_heartbeat_age=timedelta(minutes=15))
+    assert used(api) == rights(block("# reaper"))
+
+
+@pytest.fixture(scope="module")
+def pod():
+    runtime = block("kind: TrainingRuntime")
+    assert runtime["metadata"]["name"] == TrainJobConfig().runtime
+    (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    assert replicated["name"] == "node"
+    return replicated["template"]["spec"]["template"]["spec"]
+
+
+def test_the_runtime_has_what_a_trainjob_patches(pod, make_job):
+    body = build_trainjob(make_job(), TrainJobConfig(), namespace=NAMESPACE, api="runtimePatches")
+    (container,) = pod["containers"]
+    assert container["name"] == "node"
+    assert container["command"] == body["spec"]["trainer"]["command"]
+    sources = [item.get("configMapRef", item.get("secretRef")) for item in container["envFrom"]]
+    config = TrainJobConfig()
+    assert [source["name"] for source in sources] == [config.config_map, config.s3_secret, config.mlflow_secret]
+    assert all(source["optional"] for source in sources)
+    (shm,) = [volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "dshm"]
+    assert shm == {"medium": "Memory", "sizeLimit": config.shm_size}, "one volume of that name, not two"
+
+
+def test_the_runtime_passes_the_restricted_standard(pod):
+    (container,) = pod["containers"]
+    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+    written = {entry["value"] for entry in container["env"] if entry["name"] in ("HOME", "TMPDIR")}
+    assert written <= mounted, "the root file system is read-only"
