@@ -179,8 +179,12 @@ def train(
                 sinks=sinks,
                 progress=progress,
             )
-            if tracker is not None and "train_wall_time_s" in manifest.metadata:
-                tracker.log_metrics({TRAIN_WALL_TIME: float(manifest.metadata["train_wall_time_s"])})
+            if tracker is not None:
+                if "train_wall_time_s" in manifest.metadata:
+                    tracker.log_metrics({TRAIN_WALL_TIME: float(manifest.metadata["train_wall_time_s"])})
+                from progrpo_components import lineage
+
+                lineage.log_training(tracker, output)
         return manifest
 
 
@@ -229,7 +233,11 @@ def evaluate(
                 tracker.log_params(settings.model_dump(mode="json"), prefix="evaluation.")
                 if run is None:
                     tracker.log_dataset(dataset)
-                tracker.log_metrics(read_metrics(output))
+                metrics = read_metrics(output)
+                tracker.log_metrics(metrics)
+                from progrpo_components import lineage
+
+                lineage.log_evaluation(tracker, output, metrics)
         return manifest
 
 
@@ -239,6 +247,7 @@ def compare(
     evaluations: Sequence[Path],
     trainings: Sequence[Path] = (),
     output: Path,
+    names: Mapping[Path, str] | None = None,
     tracking: Tracking | None = None,
 ) -> Manifest:
     """Compare evaluations, and log the report into an MLflow run of its own, named after the pipeline run.
@@ -248,6 +257,7 @@ def compare(
         evaluations: evaluation artifacts.
         trainings: the training runs behind them, for curves and wall times.
         output: directory of the comparison.
+        names: of the arms of some evaluations and training runs, where their own will not do.
         tracking: the pipeline run it belongs to; None: nowhere.
     """
     with reported("compare", output=output) as progress:
@@ -257,7 +267,7 @@ def compare(
 
         with _tracker(tracking, COMPARISON, None) as tracker:
             manifest = library_compare(
-                settings, evaluations=evaluations, trainings=trainings, output=output, progress=progress
+                settings, evaluations=evaluations, trainings=trainings, output=output, names=names, progress=progress
             )
             if tracker is not None:
                 tracker.log_params(settings.model_dump(mode="json"), prefix="comparison.")

@@ -1,0 +1,1 @@
+"""Commands of `progrpo`, one a module; heavy imports stay inside the functions."""
