@@ -7,9 +7,11 @@ step that is tried again had logged before is not logged twice.
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import random
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from progrpo.comparison.checks import flatten
 from progrpo.comparison.sources import iterate_samples, read_prompts
 from progrpo.manifest import MANIFEST_NAME, Manifest, read_manifest
+from progrpo.metrics import PASS_AT_CURVE
 from progrpo.training.rollout_table import kept_steps, read_rollouts
 from progrpo_components.tracking import Tracker, describe_error
 
@@ -95,11 +98,22 @@ def _log_evaluation(client: MlflowClient, run_id: str, evaluation: Path, metrics
     columns = ("problem_id", "sample_index", "completion", "answer", "correct", "finish_reason", "answer_confidence")
     rows = ({**row, "prompt": prompts[row["problem_id"]]} for row in iterate_samples(evaluation, columns, wanted))
     _log_table(client, run_id, list(itertools.islice(rows, _TABLE_ROWS)), "samples.json")
+    _log_curve(client, run_id, evaluation)
     model = find_model(client, run_id, manifest.inputs.get("checkpoint", ""))
     if model is not None:
         dataset = _dataset_of(client, run_id)
         for name, value in metrics.items():
             client.log_metric(run_id, name, value, model_id=model.model_id, **dataset)
+
+
+def _log_curve(client: MlflowClient, run_id: str, evaluation: Path) -> None:
+    from mlflow.entities import Metric
+
+    if PASS_AT_CURVE in client.get_run(run_id).data.metrics:
+        return
+    points = json.loads((evaluation / "evaluation.json").read_text(encoding="utf-8"))["curves"]["pass_at_k"]
+    now = int(time.time() * 1000)
+    client.log_batch(run_id, [Metric(PASS_AT_CURVE, point["value"], now, point["k"]) for point in points])
 
 
 # --- files and tables ------------------------------------------------------------------------------------------------

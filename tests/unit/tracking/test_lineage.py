@@ -9,6 +9,7 @@ import pytest
 from progrpo.comparison.result import read_comparison
 from progrpo.config import CompareConfig, EvaluateConfig
 from progrpo.errors import ComparisonError, ConfigError
+from progrpo.metrics import PASS_AT_CURVE
 from progrpo_components import compare_runs, lineage, steps
 from progrpo_components.steps import Tracking
 from progrpo_components.tracking import Tracker
@@ -80,6 +81,14 @@ def test_the_model_has_a_signature_a_card_and_the_measured_metrics(client):
     assert card.startswith("# progrpo seed 0\n")
     assert model.tags[lineage.CHECKPOINT_TAG] in card
     assert run.outputs.model_outputs[0].model_id == model.model_id
+
+
+def test_pass_at_k_is_a_curve_over_k(client):
+    run = find(client, "progrpo-seed0", "friday")
+    history = client.get_metric_history(run.info.run_id, PASS_AT_CURVE)
+    assert [point.step for point in history] == [1, 2, 3, 4]
+    assert history[0].value == run.data.metrics["eval/pass_at_1"]
+    assert history[-1].value == run.data.metrics["eval/pass_at_4"]
 
 
 def test_what_was_logged_is_not_logged_again(client, tmp_path):
