@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -31,6 +30,8 @@ GATE = {
     "rules": [{"relation": "better", "metric": "eval/pass_at_32", "against": "grpo"}],
     "fail_on": [],
 }
+CHARTS = "curve/pass_at_k|train/entropy$|train/reward$|eval/pass_at_(1|32)$|distinct_correct"
+"""Names of the charts that are shown, a regular expression as MLflow's page takes it."""
 
 
 def main() -> None:
@@ -71,25 +72,38 @@ def _pictures(server: MLflowServer, tab: Tab, output: Path) -> None:
     ids = json.dumps([run.info.run_id for run in chosen])
     (model,) = client.search_logged_models([experiment], f"source_run_id = '{chosen[-1].info.run_id}'")
     trace = client.search_traces(locations=[experiment], run_id=chosen[-1].info.run_id)[0]
+    seeds = quote("tags.`progrpo.seed` != ''")
+    selected = f"runs={quote(ids)}&experiments={quote(json.dumps([experiment]))}"
     pages = {
         "runs": f"/experiments/{experiment}/runs",
-        "charts": f"/experiments/{experiment}/runs?compareRunsMode=CHART",
-        "compare": f"/compare-runs?runs={quote(ids)}&experiments={quote(json.dumps([experiment]))}",
+        "charts": f"/experiments/{experiment}/runs?compareRunsMode=CHART&searchFilter={seeds}",
+        "compare": f"/compare-runs?{selected}",
         "run": f"/experiments/{experiment}/runs/{chosen[-1].info.run_id}",
         "model": f"/experiments/{experiment}/models/{model.model_id}",
         "registry": "/models/progrpo",
         "trace": f"/experiments/{experiment}/traces?selectedEvaluationId={trace.info.trace_id}",
-        "datasets": f"/experiments/{experiment}/datasets",
     }
     for name, page in pages.items():
-        _take(tab, f"{server.uri}/#{page}", output / f"mlflow-{name}.png")
+        tab.open(f"{server.uri}/#{page}", width=1400, height=1500 if name == "charts" else 900)
+        _settle(tab)
+        tab.evaluate("document.querySelectorAll('button[aria-label=Close]').forEach(b => b.click())")  # the assistant
+        if name == "charts":
+            tab.type("input[placeholder*='metric charts']", CHARTS)
+        if name == "run":  # the data sets of the run, in their drawer
+            tab.evaluate("[...document.querySelectorAll('button')].find(b => /countdown-/.test(b.innerText))?.click()")
+        _settle(tab)
+        tab.screenshot(output / f"mlflow-{name}.png")
 
 
-def _take(tab: Tab, url: str, image: Path, **size: Any) -> None:
-    tab.open(url, **{"width": 1500, "height": 950, **size})
-    tab.wait_for("document.body.innerText.trim().length > 200")
-    time.sleep(4)  # charts are drawn after their data has come, without a sign
-    tab.screenshot(image)
+def _settle(tab: Tab) -> None:
+    """Wait until the page has stopped changing: MLflow gives no sign when all its data has come."""
+    last, since = "", time.monotonic()
+    deadline = time.monotonic() + 90
+    while time.monotonic() < min(deadline, since + 6):
+        shown = tab.evaluate("document.body.innerText + document.querySelectorAll('svg *, [role=status]').length")
+        if shown != last:
+            last, since = shown, time.monotonic()
+        time.sleep(0.3)
 
 
 if __name__ == "__main__":
