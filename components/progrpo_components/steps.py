@@ -201,10 +201,12 @@ def train(
                 sinks=sinks,
                 progress=progress,
             )
-            if tracker is not None and "train_wall_time_s" in manifest.metadata:
-                tracker.log_metrics({TRAIN_WALL_TIME: float(manifest.metadata["train_wall_time_s"])})
+            if tracker is not None:
+                if "train_wall_time_s" in manifest.metadata:
+                    tracker.log_metrics({TRAIN_WALL_TIME: float(manifest.metadata["train_wall_time_s"])})
                 trained = read_manifest(output / "checkpoint", "checkpoint", verify=False)
                 tracker.set_tags({"progrpo.trained_checkpoint_digest": trained.digest})
+                tracker.log_record("training", output)
         return manifest
 
 
@@ -303,6 +305,7 @@ def evaluate(
                 if run is None:
                     tracker.log_dataset(dataset, contexts={"eval": "evaluation"})
                 tracker.log_metrics(read_metrics(output))
+                tracker.log_record("evaluation", output)
         return manifest
 
 
@@ -312,6 +315,7 @@ def compare(
     evaluations: Sequence[Path],
     trainings: Sequence[Path] = (),
     output: Path,
+    names: Mapping[Path, str] | None = None,
     tracking: Tracking | None = None,
 ) -> Manifest:
     """Compare evaluations, and log the report into the MLflow run of the pipeline run, which ends with it.
@@ -321,6 +325,8 @@ def compare(
         evaluations: evaluation artifacts.
         trainings: the training runs behind them, for curves and wall times.
         output: directory of the comparison.
+        names: of the arms of some evaluations and training runs, where their own will not do; given, if only as {},
+            where they were made by other pipeline runs.
         tracking: the pipeline run it belongs to; None: nowhere.
     """
     with reported("compare", output=output) as progress:
@@ -330,10 +336,11 @@ def compare(
 
         with _tracker(tracking, "compare", output) as tracker:
             manifest = library_compare(
-                settings, evaluations=evaluations, trainings=trainings, output=output, progress=progress
+                settings, evaluations=evaluations, trainings=trainings, output=output, names=names, progress=progress
             )
             if tracker is not None and tracking is not None:
-                tracker.log_summaries(summaries_of(tracking.locate("compare"), evaluations, trainings))
+                if names is None:  # else they come from other pipeline runs, whose summary runs have all of it
+                    tracker.log_summaries(summaries_of(tracking.locate("compare"), evaluations, trainings))
                 tracker.log_config("comparison", settings.model_dump(mode="json"))
                 from progrpo_components.promotion import read_gate
 

@@ -16,6 +16,7 @@ from progrpo import __version__
 from progrpo.config import PIPELINES
 from progrpo.errors import ConfigError, PipelineError, ProGRPOError
 from progrpo_pipelines.commands import track
+from progrpo_pipelines.commands.compare_runs import compare_runs
 from progrpo_pipelines.commands.reap import reap
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -230,6 +231,9 @@ def rollouts(
         Console(width=None if sys.stdout.isatty() else _LOG_WIDTH).print(shown)
     else:
         typer.echo(shown)
+
+
+app.command("compare-runs")(compare_runs)
 
 
 @app.command()

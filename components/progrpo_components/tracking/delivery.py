@@ -253,21 +253,32 @@ class Delivery:
             case {"config": name, "values": values}:
                 client.log_dict(run_id, values, f"config/{name}.json")
             case {"artifacts": path, "inside": inside, "to": target}:
-                self._upload(client, run_id, Path(path), inside, target)
+                if (root := self._find(path, inside)) is not None:
+                    _upload(client, run_id, root, target)
+            case {"record": kind, "of": path, "inside": inside}:
+                if (root := self._find(path, inside)) is not None:
+                    from progrpo_components import lineage
+
+                    log = lineage.log_training if kind == "training" else lineage.log_evaluation
+                    log(client, run_id, root)
             case {"end": status, "time": time_ms}:
                 client.set_terminated(run_id, status, end_time=time_ms)
 
-    def _upload(self, client: MlflowClient, run_id: str, root: Path, inside: str | None, target: str) -> None:
-        if not root.exists() and inside is not None:
-            root = self._path.parent / inside  # the output was moved, and the spool with it
-        if not root.exists():
-            logger.warning("%s is not there any more and is not logged to MLflow", root)
-            return
-        files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
-        for file in files:
-            if not file.name.startswith("."):
-                folder = Path(target) if file == root else Path(target) / file.relative_to(root).parent
-                client.log_artifact(run_id, str(file), None if folder == Path() else folder.as_posix())
+    def _find(self, path: str, inside: str | None) -> Path | None:
+        """Return where a file of the output lies now: it may have been moved, and the spool with it."""
+        places = [Path(path), *([] if inside is None else [self._path.parent / inside])]
+        found = next((place for place in places if place.exists()), None)
+        if found is None:
+            logger.warning("%s is not there any more and is not logged to MLflow", path)
+        return found
+
+
+def _upload(client: MlflowClient, run_id: str, root: Path, target: str) -> None:
+    files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
+    for file in files:
+        if not file.name.startswith("."):
+            folder = Path(target) if file == root else Path(target) / file.relative_to(root).parent
+            client.log_artifact(run_id, str(file), None if folder == Path() else folder.as_posix())
 
 
 def _complete(connection: Connection, summary: Mapping[str, Any]) -> None:

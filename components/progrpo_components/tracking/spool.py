@@ -9,6 +9,7 @@ The step and its sender both append, each line by one write, so that a kill leav
     {"config": NAME, "values": {...}}                       an artifact, config/NAME.json
     {"datasets": [{...}]}                                   inputs
     {"artifacts": PATH, "inside": PATH, "to": PATH}         a file or directory
+    {"record": KIND, "of": PATH, "inside": PATH}            what progrpo_components.lineage makes of an artifact
     {"summaries": [{...}]}                                  the summary runs of a comparison
     {"end": STATUS, "time": MS}
 
@@ -40,7 +41,7 @@ def stream_of(line: Mapping[str, Any]) -> str | None:
     """Return what a line is delivered with; None for one that is not delivered."""
     if line.keys() & _JOURNAL:
         return None
-    return "files" if "artifacts" in line or "config" in line else "data"
+    return "files" if line.keys() & {"artifacts", "config", "record"} else "data"
 
 
 def spool_beside(output: Path) -> Path:

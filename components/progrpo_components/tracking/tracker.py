@@ -141,11 +141,11 @@ class Tracker:
 
         They must stay as they are until the tracker is closed. Files whose name starts with a dot are left out.
         """
-        path = path.absolute()
-        root = None if self._output is None else self._output.absolute()
-        # Where the output may be moved or downloaded, only its inside keeps its names.
-        inside = path.relative_to(root).as_posix() if root is not None and path.is_relative_to(root) else None
-        self._write({"artifacts": str(path), "inside": inside, "to": artifact_path}, "artifacts")
+        self._write({"artifacts": str(path.absolute()), "inside": self._inside(path), "to": artifact_path}, "artifacts")
+
+    def log_record(self, kind: Literal["training", "evaluation"], directory: Path) -> None:
+        """Log what people read of an artifact: :mod:`progrpo_components.lineage`. It must stay, likewise."""
+        self._write({"record": kind, "of": str(directory.absolute()), "inside": self._inside(directory)}, "record")
 
     def log_summaries(self, summaries: Sequence[Mapping[str, Any]]) -> None:
         """Complete the summary runs of a comparison; see :func:`progrpo_components.tracking.summaries.summaries_of`."""
@@ -191,6 +191,12 @@ class Tracker:
         except (OSError, ValueError) as error:
             self._warn("sender", f"what this step logs to MLflow is kept, as no process could be started: {error}")
             return None
+
+    def _inside(self, path: Path) -> str | None:
+        """Where the output may be moved or downloaded, only its inside keeps its names."""
+        root = None if self._output is None else self._output.absolute()
+        path = path.absolute()
+        return path.relative_to(root).as_posix() if root is not None and path.is_relative_to(root) else None
 
     def _write(self, line: Mapping[str, Any], kind: str) -> None:
         if self._path is None or not line[kind]:
