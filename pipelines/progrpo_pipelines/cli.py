@@ -15,6 +15,8 @@ import typer
 from progrpo import __version__
 from progrpo.config import PIPELINES
 from progrpo.errors import ConfigError, PipelineError, ProGRPOError
+from progrpo_pipelines.commands import track
+from progrpo_pipelines.commands.compare_runs import compare_runs
 from progrpo_pipelines.commands.doctor import EPILOG as DOCTOR_EPILOG
 from progrpo_pipelines.commands.doctor import doctor
 from progrpo_pipelines.commands.reap import reap
@@ -54,6 +56,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(track.app, name="track")
 
 PresetOption = Annotated[str | None, typer.Option("--preset", help="Defaults for a purpose; see: progrpo presets.")]
 SetOption = Annotated[
@@ -283,6 +286,7 @@ def rollouts(
 app.command("submit", epilog=SUBMIT_EPILOG)(submit)
 app.command("upload", epilog=UPLOAD_EPILOG)(upload)
 app.command("doctor", epilog=DOCTOR_EPILOG)(doctor)
+app.command("compare-runs")(compare_runs)
 
 
 @app.command()
