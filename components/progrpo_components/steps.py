@@ -8,7 +8,6 @@ anything is read or written. The library is imported inside the functions: namin
 from __future__ import annotations
 
 import gc
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +34,10 @@ from progrpo.errors import ConfigError, ManifestError
 from progrpo.manifest import MANIFEST_NAME, Kind, Manifest, read_manifest
 from progrpo.metrics import TRAIN_WALL_TIME
 from progrpo_components.reporting import reported
+from progrpo_components.tracking.place import RUN_ID_VARIABLE as RUN_ID_VARIABLE
+from progrpo_components.tracking.place import RUN_NAME_VARIABLE as RUN_NAME_VARIABLE
+from progrpo_components.tracking.place import Place, is_off, locate
+from progrpo_components.tracking.summaries import read_evaluation, summaries_of
 
 if TYPE_CHECKING:
     from progrpo.training.launch import Nodes
@@ -42,11 +45,7 @@ if TYPE_CHECKING:
     from progrpo_components.trainjob.spec import TaskConfig
     from progrpo_components.validation import Resolved
 
-RUN_ID_VARIABLE = "PROGRPO_PIPELINE_RUN_ID"
-RUN_NAME_VARIABLE = "PROGRPO_PIPELINE_RUN_NAME"
 START = "start"
-# No arm can have this name: it keeps the run of the comparison apart from the summary runs.
-COMPARISON = "(comparison)"
 
 
 class Run(Config):
@@ -62,6 +61,19 @@ class Tracking(Config):
     experiment: str = Field("progrpo", min_length=1, max_length=200)
     run_id: str = Field(min_length=1, description="of the pipeline run: one summary run per (run_id, arm, seed)")
     run_name: str = Field("", description="of the pipeline run, as shown; absent: run_id")
+
+    def locate(
+        self,
+        task: str,
+        arm: str | None = None,
+        seed: int | None = None,
+        tags: Mapping[str, str] | None = None,
+        *,
+        own: bool = False,
+    ) -> Place:
+        """Return the MLflow run of a step; see :func:`progrpo_components.tracking.locate`."""
+        where = {"experiment": self.experiment, "pipeline_run_id": self.run_id, "run_name": self.run_name}
+        return locate(**where, task=task, arm=arm, seed=seed, tags=tags, own=own)
 
     @classmethod
     def of_pipeline(cls, experiment: str, run_id: str) -> Tracking:
@@ -179,10 +191,10 @@ def train(
     arm, seed = parsed.arm, parsed.seed
     with reported("train", arm=arm.name, seed=seed, output=output) as progress:
         settings = parse(TrainConfig, config, source="train")
-        _check_artifacts({"dataset": dataset, "checkpoint": checkpoint})
+        inputs = _check_artifacts({"dataset": dataset, "checkpoint": checkpoint})
         launches = nodes is not None or settings.distributed.num_processes > 1  # then this process watches its ranks
         trains = () if launches else ("progrpo.training.trainer", "progrpo.training.train")
-        _preload(*trains, *_tracking_modules(tracking))
+        _preload(*trains)
         library_train: Callable[..., Manifest]
         if launches:
             from progrpo.training.launch import launch
@@ -191,12 +203,13 @@ def train(
         else:
             from progrpo.training.train import train as library_train
 
-        with _tracker(tracking, arm.name, seed) as tracker:
+        tags = {"progrpo.algorithm": arm.algorithm.type, **inputs}
+        with _tracker(tracking, "train", output, arm.name, seed, tags, system_metrics=True) as tracker:
             sinks = []
             if tracker is not None:
                 tracker.log_params(parsed.model_dump(mode="json"))
-                tracker.log_params(settings.model_dump(mode="json"), prefix="train.")
-                tracker.log_dataset(dataset)
+                tracker.log_config("train", settings.model_dump(mode="json"))
+                tracker.log_dataset(dataset, contexts={"train": "training", "eval": "evaluation"})
                 sinks.append(tracker)
             manifest = library_train(
                 arm,
@@ -209,8 +222,12 @@ def train(
                 sinks=sinks,
                 progress=progress,
             )
-            if tracker is not None and "train_wall_time_s" in manifest.metadata:
-                tracker.log_metrics({TRAIN_WALL_TIME: float(manifest.metadata["train_wall_time_s"])})
+            if tracker is not None:
+                if "train_wall_time_s" in manifest.metadata:
+                    tracker.log_metrics({TRAIN_WALL_TIME: float(manifest.metadata["train_wall_time_s"])})
+                trained = read_manifest(output / "checkpoint", "checkpoint", verify=False)
+                tracker.set_tags({"progrpo.trained_checkpoint_digest": trained.digest})
+                tracker.log_record("training", output)
         return _with_run(manifest, tracker)
 
 
@@ -282,16 +299,18 @@ def evaluate(
     arm_name, seed = (run.arm.name, run.seed) if run else (START, None)
     with reported("evaluate", arm=arm_name, seed=seed, output=output) as progress:
         settings = parse(EvaluateConfig, config, source="evaluation")
-        _check_artifacts({"dataset": dataset})
+        inputs = _check_artifacts({"dataset": dataset})
         _preload(
             "progrpo.generation.transformers_engine",
             "transformers:AutoModelForCausalLM",
             "progrpo.evaluation.evaluate",
-            *_tracking_modules(tracking),
         )
         from progrpo.evaluation.evaluate import evaluate as library_evaluate
 
-        with _tracker(tracking, arm_name, seed) as tracker:
+        tags = (
+            {"progrpo.algorithm": run.arm.algorithm.type} if run else inputs | _check_artifacts({"checkpoint": model})
+        )
+        with _tracker(tracking, "evaluate", output, arm_name, seed, tags, system_metrics=True) as tracker:
             manifest = library_evaluate(
                 settings,
                 dataset=dataset,
@@ -303,10 +322,11 @@ def evaluate(
                 progress=progress,
             )
             if tracker is not None:
-                tracker.log_params(settings.model_dump(mode="json"), prefix="evaluation.")
+                tracker.log_config("evaluation", settings.model_dump(mode="json"))
                 if run is None:
-                    tracker.log_dataset(dataset)
+                    tracker.log_dataset(dataset, contexts={"eval": "evaluation"})
                 tracker.log_metrics(read_metrics(output))
+                tracker.log_record("evaluation", output)
         return _with_run(manifest, tracker)
 
 
@@ -316,28 +336,33 @@ def compare(
     evaluations: Sequence[Path],
     trainings: Sequence[Path] = (),
     output: Path,
+    names: Mapping[Path, str] | None = None,
     tracking: Tracking | None = None,
 ) -> Manifest:
-    """Compare evaluations, and log the report into an MLflow run of its own, named after the pipeline run.
+    """Compare evaluations, and log the report into the MLflow run of the pipeline run, which ends with it.
 
     Args:
         config: a :class:`progrpo.config.CompareConfig`.
         evaluations: evaluation artifacts.
         trainings: the training runs behind them, for curves and wall times.
         output: directory of the comparison.
+        names: of the arms of some evaluations and training runs, where their own will not do; given, if only as {},
+            where they were made by other pipeline runs.
         tracking: the pipeline run it belongs to; None: nowhere.
     """
     with reported("compare", output=output) as progress:
         settings = parse(CompareConfig, config, source="comparison")
-        _preload("progrpo.comparison.compare", "plotly.graph_objects", "matplotlib", *_tracking_modules(tracking))
+        _preload("progrpo.comparison.compare", "plotly.graph_objects", "matplotlib")
         from progrpo.comparison.compare import compare as library_compare
 
-        with _tracker(tracking, COMPARISON, None) as tracker:
+        with _tracker(tracking, "compare", output) as tracker:
             manifest = library_compare(
-                settings, evaluations=evaluations, trainings=trainings, output=output, progress=progress
+                settings, evaluations=evaluations, trainings=trainings, output=output, names=names, progress=progress
             )
-            if tracker is not None:
-                tracker.log_params(settings.model_dump(mode="json"), prefix="comparison.")
+            if tracker is not None and tracking is not None:
+                if names is None:  # else they come from other pipeline runs, whose summary runs have all of it
+                    tracker.log_summaries(summaries_of(tracking.locate("compare"), evaluations, trainings))
+                tracker.log_config("comparison", settings.model_dump(mode="json"))
                 from progrpo_components.promotion import read_gate
 
                 tracker.log_metrics(read_comparison_metrics(output))
@@ -366,13 +391,11 @@ def promote(*, comparison: Path, training_uri: str, output: Path, tracking: Trac
         gate = read_gate(comparison)
         if gate is None:
             raise ConfigError(f"{comparison} was compared without a gate. Give comparison.gate, and compare again.")
-        _preload(*_tracking_modules(tracking))
         registration = None
-        if tracking is not None and _tracking_modules(tracking):
-            with _tracker(tracking, gate.candidate, gate.seed) as tracker:
-                pass  # found; the training is no failure where its registration is one
-            tags = {"progrpo.pipeline_run_id": tracking.run_id}
-            registration = register_candidate(tracker, gate, training_uri, tags)
+        if tracking is not None and not is_off():
+            _preload("mlflow:MlflowClient")
+            summary = tracking.locate("promote", gate.candidate, gate.seed, own=True)
+            registration = register_candidate(summary, gate, training_uri, {"progrpo.pipeline_run_id": tracking.run_id})
         return finish(comparison, gate, registration, output)
 
 
@@ -403,12 +426,7 @@ def read_comparison_metrics(comparison: Path) -> dict[str, float]:
 
 def read_metrics(evaluation: Path) -> dict[str, float]:
     """Read the values of ``evaluation.json`` without their intervals, under names that MLflow and KFP take."""
-    metrics = json.loads((evaluation / "evaluation.json").read_text(encoding="utf-8"))["metrics"]
-    return {
-        name: float(value["value"] if isinstance(value, dict) else value)
-        for name, value in metrics.items()
-        if value is not None
-    }
+    return read_evaluation(evaluation)
 
 
 def describe(manifest: Manifest) -> dict[str, str | int | float]:
@@ -436,10 +454,13 @@ def _run_of(model: Path) -> Run | None:
     return parse(Run, values, source=str(model / MANIFEST_NAME))
 
 
-def _check_artifacts(inputs: Mapping[Kind, Path]) -> None:
-    """Refuse a wrong directory before the imports, which take seconds; the library checks the contents."""
-    for kind, directory in inputs.items():
-        read_manifest(directory, kind, verify=False)
+def _check_artifacts(inputs: Mapping[Kind, Path]) -> dict[str, str]:
+    """Refuse a wrong directory before the imports, which take seconds; the library checks the contents.
+
+    Returns:
+        The digests, as tags.
+    """
+    return {f"progrpo.{kind}_digest": read_manifest(path, kind, verify=False).digest for kind, path in inputs.items()}
 
 
 def _preload(*names: str) -> None:
@@ -463,28 +484,22 @@ def _preload(*names: str) -> None:
         gc.enable()
 
 
-def _tracking_modules(tracking: Tracking | None) -> tuple[str, ...]:
-    from progrpo_components.tracking import SWITCH
-
-    off = tracking is None or os.environ.get(SWITCH, "").lower() == "off"
-    return () if off else ("mlflow:MlflowClient",)
-
-
 @contextmanager
-def _tracker(tracking: Tracking | None, arm: str, seed: int | None) -> Iterator[Tracker | None]:
+def _tracker(
+    tracking: Tracking | None,
+    task: str,
+    output: Path,
+    arm: str | None = None,
+    seed: int | None = None,
+    tags: Mapping[str, str] | None = None,
+    *,
+    system_metrics: bool = False,
+) -> Iterator[Tracker | None]:
     if tracking is None:
         yield None
         return
     from progrpo_components.tracking import open_tracking
 
-    run_name = tracking.run_name or tracking.run_id
-    name = run_name if arm == COMPARISON else arm if seed is None else f"{arm}-seed{seed}"
-    with open_tracking(
-        experiment=tracking.experiment,
-        pipeline_run_id=tracking.run_id,
-        name=name,
-        arm=arm,
-        seed=seed,
-        tags={"progrpo.run_name": run_name},
-    ) as tracker:
+    place = tracking.locate(task, arm, seed, tags)
+    with open_tracking(place, output, system_metrics=system_metrics) as tracker:
         yield tracker

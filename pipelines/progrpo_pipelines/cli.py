@@ -15,6 +15,8 @@ import typer
 from progrpo import __version__
 from progrpo.config import PIPELINES
 from progrpo.errors import ConfigError, PipelineError, ProGRPOError
+from progrpo_pipelines.commands import track
+from progrpo_pipelines.commands.compare_runs import compare_runs
 from progrpo_pipelines.commands.doctor import EPILOG as DOCTOR_EPILOG
 from progrpo_pipelines.commands.doctor import doctor
 from progrpo_pipelines.commands.reap import reap
@@ -34,6 +36,8 @@ Examples:
 
   progrpo run compare --preset smoke --set train.steps=20 --set 'seeds=[0]'
 
+  progrpo run compare --preset smoke --runner docker
+
   progrpo plan compare --set checkpoint.uri=/models/qwen --gpu h100-80g
 
   progrpo run evaluate --set checkpoint.uri=/models/qwen --set dataset.source='{type: file, train_uri: math.jsonl}'
@@ -52,6 +56,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(track.app, name="track")
 
 PresetOption = Annotated[str | None, typer.Option("--preset", help="Defaults for a purpose; see: progrpo presets.")]
 SetOption = Annotated[
@@ -86,11 +91,30 @@ def run(
     params_file: ParamsFileOption = None,
     output: Annotated[Path | None, typer.Option(help="Default: runs/PIPELINE-TIME.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Delete an earlier run in --output first.")] = False,
+    runner: Annotated[
+        Literal["process", "docker"], typer.Option(help="What a step is: a process of this Python, or a container.")
+    ] = "process",
+    image_registry: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGISTRY", help="With docker: registry and folder of the images.", envvar="PROGRPO_IMAGE_REGISTRY"
+        ),
+    ] = None,
+    network: Annotated[
+        Literal["host", "none"] | None,
+        typer.Option(help="With docker: what the containers reach, host by default.", show_default=False),
+    ] = None,
 ) -> None:
     """Run a pipeline on this machine, without a cluster.
 
     Later sources win: defaults, --preset, --params-file, --set.
     """
+    if runner == "process" and network is not None:
+        raise ConfigError("--network is of containers; give it with --runner docker.")
+    if runner == "docker":
+        network = network or "host"
+    if image_registry is not None:
+        os.environ["PROGRPO_IMAGE_REGISTRY"] = image_registry  # progrpo_components.images reads it when imported
     from rich.console import Console
 
     from progrpo_pipelines.local import run_pipeline
@@ -101,7 +125,7 @@ def run(
     directory = output or Path("runs") / f"{pipeline}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     console = Console(width=None if sys.stdout.isatty() else _LOG_WIDTH)
     try:
-        result = run_pipeline(pipeline, parameters, directory, console=console, replace=replace)
+        result = run_pipeline(pipeline, parameters, directory, console=console, replace=replace, network=network)
     except KeyboardInterrupt:
         typer.echo("interrupted; every step was stopped.", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -262,6 +286,7 @@ def rollouts(
 app.command("submit", epilog=SUBMIT_EPILOG)(submit)
 app.command("upload", epilog=UPLOAD_EPILOG)(upload)
 app.command("doctor", epilog=DOCTOR_EPILOG)(doctor)
+app.command("compare-runs")(compare_runs)
 
 
 @app.command()

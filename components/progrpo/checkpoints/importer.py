@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import Mapping
 from importlib import util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from progrpo.checkpoints.casting import cast_file
 from progrpo.checkpoints.preflight import (
     WEIGHTS_INDEX,
     checkpoint_metadata,
@@ -119,7 +120,7 @@ def _copy(source: Path, directory: Path, config: CheckpointConfig) -> None:
         if config.dtype == "keep":
             shutil.copyfile(source / name, directory / name)
         else:
-            _cast(source / name, directory / name, config.dtype)
+            cast_file(source / name, directory / name, config.dtype)
     if config.dtype != "keep":
         _record_dtype(directory, settings, config.dtype)
 
@@ -164,18 +165,6 @@ def _shards(source: Path) -> list[str]:
     if not index.is_file():
         return ["model.safetensors"]
     return sorted(set(read_json(index)["weight_map"].values()))
-
-
-def _cast(source: Path, target: Path, dtype: Literal["float32", "bfloat16"]) -> None:
-    """Copy one safetensors file with its floating-point tensors in ``dtype``."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    wanted = getattr(torch, dtype)
-    tensors = {
-        name: tensor.to(wanted) if tensor.is_floating_point() else tensor for name, tensor in load_file(source).items()
-    }
-    save_file(tensors, target, metadata={"format": "pt"})
 
 
 def _record_dtype(directory: Path, settings: dict[str, Any], dtype: str) -> None:
@@ -238,8 +227,11 @@ def _gguf_file(source: Path, uri: str) -> Path | None:
 
 def _convert_gguf(file: Path, directory: Path, config: CheckpointConfig) -> None:
     """Dequantize a GGUF file and save it as an ordinary Hugging Face directory."""
-    if util.find_spec("gguf") is None:
-        raise CheckpointError(f"{config.uri} is GGUF, which needs the gguf package. Install progrpo[smollm2].")
+    if missing := [name for name in ("gguf", "torch") if util.find_spec(name) is None]:
+        raise CheckpointError(
+            f"{config.uri} is GGUF, which needs {' and '.join(missing)}. Convert it where progrpo[train,smollm2] is "
+            f"installed (progrpo step import-checkpoint), and give the directory made there."
+        )
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
