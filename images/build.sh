@@ -29,17 +29,18 @@ export SOURCE_DATE_EPOCH # hatchling's
 context=build/images/$name
 mkdir -p "$context/wheels"
 rm -f "$context"/progrpo-*.whl
-cp images/*.py "images/$name"/* "$context"
+cp images/check.py images/sbom.py "images/$name"/* "$context"
 pip wheel --no-deps --wheel-dir "$context" .
 
 # Of every manylinux that the base's glibc takes: Debian 12 has 2.36, Ubuntu 22.04, under vLLM's image, 2.35.
 platforms=(--platform manylinux2014_x86_64 --platform manylinux2010_x86_64 --platform manylinux1_x86_64)
 for minor in $(seq 35 -1 5); do platforms+=(--platform "manylinux_2_${minor}_x86_64"); done
-stamp="$context/wheels/.$(cat "images/$name/$requirements" - <<<"$PYTHON_VERSION" | sha256sum | cut -c1-16)"
+stamp="$context/wheels/.$(cat "images/$name/$requirements" images/pins_for.py - <<<"$PYTHON_VERSION" | sha256sum | cut -c1-16)"
 if [ ! -e "$stamp" ]; then
   rm -rf "$context/wheels" && mkdir "$context/wheels"
   target=(--python-version "$PYTHON_VERSION" --implementation cp --abi "cp${PYTHON_VERSION/./}" --abi abi3 --abi none)
-  pip download --no-deps "${target[@]}" "${platforms[@]}" --dest "$context/wheels" --requirement "$context/$requirements"
+  "$PYTHON" images/pins_for.py "$PYTHON_VERSION" <"images/$name/$requirements" >"$context/pins.txt"
+  pip download --no-deps "${target[@]}" "${platforms[@]}" --dest "$context/wheels" --requirement "$context/pins.txt"
   for sdist in "$context"/wheels/*.tar.gz; do # kfp-server-api has no wheel
     pip wheel --no-deps --wheel-dir "$context/wheels" "$sdist" && rm "$sdist"
   done

@@ -13,8 +13,8 @@ rm pyarrow/libarrow_python*.so pyarrow/libarrow_python*.so.*.*.*
 # Arrow's network protocol, which nothing here speaks.
 rm pyarrow/libarrow_flight* pyarrow/_flight*
 
-# Models need torch; configurations and tokenizers do not.
-find transformers/models \( -name 'modeling_*.py' -o -name 'modular_*.py' \) -delete
+# Models need torch; configurations, tokenizers and the list of models do not.
+find transformers/models \( -name 'modeling_*.py' -o -name 'modular_*.py' \) ! -name modeling_auto.py -delete
 
 # boto3 describes 400 services; these are the store and what finds credentials.
 find botocore/data -mindepth 1 -maxdepth 1 -type d \

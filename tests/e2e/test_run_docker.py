@@ -147,6 +147,26 @@ def test_no_container_is_left(runs, docker_engine):  # noqa: F811
     assert docker_engine.client().containers.list(all=True) == []
 
 
+def test_without_a_server_the_runs_are_in_the_local_database(tmp_path, docker_engine, images):  # noqa: F811
+    from mlflow import MlflowClient
+
+    command = [*COMMAND, "evaluate", "--preset", "smoke", "--runner", "docker", "--output", str(tmp_path / "run")]
+    command += ["--set", "dataset.source.num_train=8", "--set", "dataset.source.num_eval=8"]
+    command += ["--set", "evaluation.num_samples=2"]
+    environment = {**os.environ, **docker_engine.environment, "PROGRPO_TRACKING": "on"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert f"--backend-store-uri sqlite:///{tmp_path / 'mlflow.db'}" in done.stdout
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("progrpo")
+    assert experiment.artifact_location.startswith((tmp_path / "mlartifacts").as_uri())
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert any("eval/pass_at_1" in run.data.metrics for run in runs)
+    assert (tmp_path / "mlartifacts").stat().st_uid == os.getuid()
+
+
 # --- failing, and being stopped --------------------------------------------------------------------------------------
 
 

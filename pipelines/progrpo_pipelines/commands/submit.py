@@ -198,7 +198,7 @@ def _read(
     parameters = resolve(target, preset=preset, params_file=params_file, settings=settings)
     with tempfile.TemporaryDirectory(prefix="progrpo-submit-") as directory:
         package = load_package(compile_pipeline(target, Path(directory), preset=preset))
-    return package, package.check_arguments(arguments_of(parameters))
+    return package, package.check_arguments(arguments_of(parameters, preset=preset))
 
 
 def _as_text(body: Any) -> str:
