@@ -63,6 +63,14 @@ images: $(STAMP) ## Build the component images with Docker (docs/images.md)
 	PYTHON=$(BIN)/python images/build.sh progrpo-cpu
 	PYTHON=$(BIN)/python images/build.sh progrpo-gpu
 
+.PHONY: charts
+charts: $(STAMP) ## Make the tables of the charts' READMEs again from their values
+	$(BIN)/python charts/readme.py
+
+.PHONY: airgap-bundle
+airgap-bundle: $(STAMP) ## Pack images, charts and pipelines for a site without the internet (docs/serve.md)
+	$(BIN)/python scripts/airgap_bundle.py
+
 .PHONY: lock-images
 lock-images: $(STAMP) ## Pin what the images install, from requirements.lock
 	UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" UV=$(BIN)/uv images/lock.sh

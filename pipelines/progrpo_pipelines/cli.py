@@ -220,7 +220,6 @@ def compile_(
 
     Example: progrpo compile compare --preset single-gpu --backend 2.16 --queue research --output packages
     """
-    from progrpo_components.images import REGISTRY_VARIABLE
     from progrpo_pipelines.presets import check_name
 
     if every == (pipeline is not None):
@@ -230,7 +229,7 @@ def compile_(
     if pipeline is not None:
         check_name("pipeline", pipeline, PIPELINES)
     if registry is not None:
-        os.environ[REGISTRY_VARIABLE] = registry  # read where the components are defined
+        os.environ["PROGRPO_IMAGE_REGISTRY"] = registry  # progrpo_components.images reads it when imported
     from progrpo_pipelines.compiling import compile_all, compile_pipeline
     from progrpo_pipelines.target import Target
 

@@ -30,9 +30,9 @@ CACHED = {"prepare-dataset", "import-checkpoint"}
 ON_GPU = {"train", "launch-train", "evaluate"}  # launch-train asks for the GPUs of its nodes, and has none itself
 
 
-def compile_all(output: Path, **environment: str) -> dict[str, str]:
+def compile_all(output: Path, *options: str, **environment: str) -> dict[str, str]:
     clean = {key: value for key, value in os.environ.items() if key != "PROGRPO_IMAGE_REGISTRY"}
-    command = [sys.executable, "-m", "progrpo_pipelines.cli", "compile", "--all", "--output", str(output)]
+    command = [sys.executable, "-m", "progrpo_pipelines.cli", "compile", "--all", "--output", str(output), *options]
     subprocess.run(command, check=True, env={**clean, **environment}, capture_output=True, timeout=240)
     return {path.name: path.read_text() for path in output.iterdir()}
 
@@ -80,7 +80,7 @@ def test_committed_files_are_current(compiled):
 
 
 def test_compiling_is_deterministic_and_the_registry_is_free(compiled, tmp_path):
-    again = compile_all(tmp_path, PYTHONHASHSEED="2", PROGRPO_IMAGE_REGISTRY="registry.example/team/")
+    again = compile_all(tmp_path, "--registry", "registry.example/team/", PYTHONHASHSEED="2")
     assert {
         name: text.replace("registry.example/team/", "localhost/progrpo/") for name, text in again.items()
     } == compiled
