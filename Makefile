@@ -49,8 +49,13 @@ lint: $(STAMP) ## ruff, mypy and the import contracts
 	$(BIN)/lint-imports
 
 .PHONY: golden
-golden: $(STAMP) ## Compile the pipelines again into pipelines/compiled
+golden: $(STAMP) ## Compile the pipelines again into pipelines/compiled, and the tables of docs/pipelines.md
 	$(BIN)/progrpo compile --all
+	$(BIN)/python -m progrpo_pipelines.reference tables pipelines/compiled docs/pipelines.md
+
+.PHONY: test-kfp-sdks
+test-kfp-sdks: $(STAMP) ## Load the packages with KFP's SDKs 2.15, 2.16 and 2.17, each in an environment of its own
+	PROGRPO_KFP_SDKS=1 $(BIN)/python -m pytest tests/pipelines/test_sdks.py
 
 .PHONY: ui
 ui: $(STAMP) ## Open MLflow on the runs of make demo: http://127.0.0.1:5000

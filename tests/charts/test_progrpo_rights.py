@@ -29,7 +29,7 @@ def test_pipeline_runs_may_handle_trainjobs_and_nothing_else(release):
     assert rules(release, "progrpo-launcher") == {
         ("trainer.kubeflow.org", "trainjobs"): ["create", "get", "patch", "delete"],
         ("", "pods"): ["get", "list"],
-        ("", "events"): ["get", "list"],
+        ("", "events"): ["list"],
         ("", "pods/log"): ["get"],
     }
 

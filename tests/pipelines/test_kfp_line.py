@@ -11,7 +11,7 @@ from progrpo_pipelines.reference import parameters_of
 ROOT = Path(__file__).parents[2]
 LINES = [
     (path.name, line)
-    for path in sorted((ROOT / "docs").glob("*.md"))
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
     for line in re.findall(
         r"^    kfp [^\n]*run submit[^\n]*\.yaml(?:[^\n]*\\\n)*[^\n]*", path.read_text(), re.MULTILINE
     )
@@ -29,4 +29,4 @@ def test_the_line_fits_its_package(document, line):
 
 
 def test_there_is_such_a_line():
-    assert {"ci.md", "pipelines.md"} <= {name for name, _ in LINES}
+    assert {"README.md", "ci.md", "pipelines.md"} <= {name for name, _ in LINES}
