@@ -57,6 +57,16 @@ ui: $(STAMP) ## Open MLflow on the runs of make demo: http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port $${PORT:-5000} --workers 1 \
 	  --backend-store-uri sqlite:///$(RUNS)/mlflow.db --artifacts-destination $(RUNS)/mlartifacts
 
+# images/build.sh lists its settings: BASE_IMAGE, REQUIREMENTS, IMAGE_REGISTRY, PYTHON_VERSION, ...
+.PHONY: images
+images: $(STAMP) ## Build the component images with Docker (docs/images.md)
+	PYTHON=$(BIN)/python images/build.sh progrpo-cpu
+	PYTHON=$(BIN)/python images/build.sh progrpo-gpu
+
+.PHONY: lock-images
+lock-images: $(STAMP) ## Pin what the images install, from requirements.lock
+	UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" UV=$(BIN)/uv images/lock.sh
+
 .PHONY: lock
 lock: $(STAMP) ## Resolve requirements.lock again from pyproject.toml
 	{ sed -n '/^#/p' requirements.lock; \

@@ -20,16 +20,12 @@ from pydantic import Field
 
 from progrpo.config import (
     MAX_SEED,
-    PIPELINES,
     Arm,
     CheckpointConfig,
     CompareConfig,
-    ComparePipeline,
     Config,
-    CountdownSource,
     DatasetConfig,
     EvaluateConfig,
-    TrainAndEvaluatePipeline,
     TrainConfig,
     TrainJobConfig,
     parse,
@@ -47,6 +43,7 @@ if TYPE_CHECKING:
     from progrpo.training.launch import Nodes
     from progrpo_components.tracking import Tracker
     from progrpo_components.trainjob.spec import TaskConfig
+    from progrpo_components.validation import Resolved
 
 START = "start"
 
@@ -89,43 +86,67 @@ class Tracking(Config):
         return parse(cls, {"experiment": experiment, "run_id": run_id, "run_name": name}, source="tracking")
 
 
-def validate_inputs(pipeline: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Check every parameter of a pipeline run before any of its work starts.
+def validate_inputs(
+    pipeline: str,
+    form: Mapping[str, Any],
+    *,
+    preset: Mapping[str, Any] | None = None,
+    train_retries: int = 0,
+    card: Path | None = None,
+) -> Resolved:
+    """Check everything about a pipeline run that can be known before any of its work starts.
 
     Args:
         pipeline: its name, one of :data:`progrpo.config.PIPELINES`.
-        parameters: what was submitted; an absent one has its default.
+        form: what was submitted; see :mod:`progrpo_components.form`.
+        preset: settings that the compiled package brings along.
+        train_retries: how often the compiled package has a failed training tried again.
+        card: Markdown file to write, with the settings of the run and the warnings.
 
     Returns:
-        The training runs, arm by arm for each seed: ``[{"arm": {...}, "seed": 0}, ...]``; none for ``evaluate``.
+        The training runs, seed by seed and arm by arm, the checked settings of each step, the inputs' identities.
 
     Raises:
-        ConfigError: every key that is unknown or whose value is not allowed, or settings that contradict each other.
-        DataError: fewer generated problems than a training step needs.
+        ConfigError, DataError, CheckpointError, StorageError: everything that cannot work, and how to mend it.
     """
     with reported("validate-inputs"):
-        if pipeline not in PIPELINES:
-            raise ConfigError(f"unknown pipeline {pipeline!r}; there are {', '.join(sorted(PIPELINES))}.")
-        config = parse(PIPELINES[pipeline], parameters, source=f"parameters of the {pipeline} pipeline")
-        runs: list[Run] = []
-        if isinstance(config, ComparePipeline):
-            runs = [Run(arm=arm, seed=seed) for seed in config.seeds for arm in config.arms]
-        elif isinstance(config, TrainAndEvaluatePipeline):
-            runs = [Run(arm=config.arm, seed=config.seed)]
-        if isinstance(config, ComparePipeline | TrainAndEvaluatePipeline):
-            from progrpo.training.preflight import Findings, check_settings
+        from progrpo_components.cards import inputs_card
+        from progrpo_components.validation import validate
 
-            findings, source = Findings(), config.dataset.source
-            countdown = source if isinstance(source, CountdownSource) else None
-            check_settings(
-                [run.arm for run in runs],
-                config.train,
-                findings,
-                num_problems=countdown.num_train if countdown else None,
-                num_heldout=countdown.num_eval if countdown else None,
+        found = validate(pipeline, form, preset=preset or {}, train_retries=train_retries)
+        if card is not None:
+            model, dataset = found.checkpoint.model, found.dataset
+            text = inputs_card(
+                pipeline,
+                found.settings.model_dump(mode="json", exclude_none=True),
+                runs=found.resolved.runs,
+                checkpoint={"model": model.name, "parameters": model.num_parameters} if model else {},
+                dataset={"training problems": dataset.num_train, "held-out problems": dataset.num_heldout},
+                warnings=found.findings.warnings,
             )
-            findings.log_and_raise()
-        return [run.model_dump(mode="json", exclude_none=True) for run in runs]
+            card.write_text(text, encoding="utf-8")
+        return found.resolved
+
+
+def finish(pipeline: str, *, experiment: str, run_id: str, state: str, error: str = "") -> str:
+    """End what a pipeline run left open in MLflow; the last step of every run, however it went.
+
+    Args:
+        pipeline: its name.
+        experiment: MLflow experiment.
+        run_id: of the pipeline run.
+        state: how it ended, as KFP says: SUCCEEDED, FAILED or CANCELLED.
+        error: of the task that failed.
+
+    Returns:
+        Markdown that says how it ended.
+    """
+    from progrpo_components.cards import run_card
+    from progrpo_components.tracking import close_runs
+
+    run_id = os.environ.get(RUN_ID_VARIABLE, run_id)
+    closed = close_runs(experiment=experiment, pipeline_run_id=run_id, status=state)
+    return run_card(pipeline, run_id=run_id, state=state, error=error, closed=closed)
 
 
 def prepare_dataset(config: Mapping[str, Any], *, output: Path) -> Manifest:
@@ -207,7 +228,7 @@ def train(
                 trained = read_manifest(output / "checkpoint", "checkpoint", verify=False)
                 tracker.set_tags({"progrpo.trained_checkpoint_digest": trained.digest})
                 tracker.log_record("training", output)
-        return manifest
+        return _with_run(manifest, tracker)
 
 
 def launch_train(
@@ -306,7 +327,7 @@ def evaluate(
                     tracker.log_dataset(dataset, contexts={"eval": "evaluation"})
                 tracker.log_metrics(read_metrics(output))
                 tracker.log_record("evaluation", output)
-        return manifest
+        return _with_run(manifest, tracker)
 
 
 def compare(
@@ -348,7 +369,7 @@ def compare(
                 if (gate := read_gate(output)) is not None:
                     tracker.set_tags({"progrpo.gate": gate.outcome, "progrpo.gate_reason": gate.reason[:5000]})
                 tracker.log_artifacts(output)
-        return manifest
+        return _with_run(manifest, tracker)
 
 
 def promote(*, comparison: Path, training_uri: str, output: Path, tracking: Tracking | None = None) -> Manifest:
@@ -413,6 +434,13 @@ def describe(manifest: Manifest) -> dict[str, str | int | float]:
     scalars = {key: value for key, value in manifest.metadata.items() if isinstance(value, str | int | float)}
     inputs = {f"{name}_digest": digest for name, digest in manifest.inputs.items()}
     return {"digest": manifest.digest, "created_by": manifest.created_by, **inputs, **scalars}
+
+
+def _with_run(manifest: Manifest, tracker: Tracker | None) -> Manifest:
+    """Return what the KFP artifact shall show: the manifest, which stays as it was written, and the MLflow run."""
+    if tracker is None or tracker.run_id is None:
+        return manifest
+    return manifest.model_copy(update={"metadata": {**manifest.metadata, "mlflow_run_id": tracker.run_id}})
 
 
 def _run_of(model: Path) -> Run | None:

@@ -17,7 +17,13 @@ from progrpo.config import PIPELINES
 from progrpo.errors import ConfigError, PipelineError, ProGRPOError
 from progrpo_pipelines.commands import track
 from progrpo_pipelines.commands.compare_runs import compare_runs
+from progrpo_pipelines.commands.doctor import EPILOG as DOCTOR_EPILOG
+from progrpo_pipelines.commands.doctor import doctor
 from progrpo_pipelines.commands.reap import reap
+from progrpo_pipelines.commands.submit import EPILOG as SUBMIT_EPILOG
+from progrpo_pipelines.commands.submit import submit
+from progrpo_pipelines.commands.upload import EPILOG as UPLOAD_EPILOG
+from progrpo_pipelines.commands.upload import upload
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -29,6 +35,8 @@ Examples:
   progrpo run compare --preset smoke
 
   progrpo run compare --preset smoke --set train.steps=20 --set 'seeds=[0]'
+
+  progrpo run compare --preset smoke --runner docker
 
   progrpo plan compare --set checkpoint.uri=/models/qwen --gpu h100-80g
 
@@ -83,11 +91,30 @@ def run(
     params_file: ParamsFileOption = None,
     output: Annotated[Path | None, typer.Option(help="Default: runs/PIPELINE-TIME.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Delete an earlier run in --output first.")] = False,
+    runner: Annotated[
+        Literal["process", "docker"], typer.Option(help="What a step is: a process of this Python, or a container.")
+    ] = "process",
+    image_registry: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGISTRY", help="With docker: registry and folder of the images.", envvar="PROGRPO_IMAGE_REGISTRY"
+        ),
+    ] = None,
+    network: Annotated[
+        Literal["host", "none"] | None,
+        typer.Option(help="With docker: what the containers reach, host by default.", show_default=False),
+    ] = None,
 ) -> None:
     """Run a pipeline on this machine, without a cluster.
 
     Later sources win: defaults, --preset, --params-file, --set.
     """
+    if runner == "process" and network is not None:
+        raise ConfigError("--network is of containers; give it with --runner docker.")
+    if runner == "docker":
+        network = network or "host"
+    if image_registry is not None:
+        os.environ["PROGRPO_IMAGE_REGISTRY"] = image_registry  # progrpo_components.images reads it when imported
     from rich.console import Console
 
     from progrpo_pipelines.local import run_pipeline
@@ -98,7 +125,7 @@ def run(
     directory = output or Path("runs") / f"{pipeline}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     console = Console(width=None if sys.stdout.isatty() else _LOG_WIDTH)
     try:
-        result = run_pipeline(pipeline, parameters, directory, console=console, replace=replace)
+        result = run_pipeline(pipeline, parameters, directory, console=console, replace=replace, network=network)
     except KeyboardInterrupt:
         typer.echo("interrupted; every step was stopped.", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -175,8 +202,24 @@ def compile_(
     registry: Annotated[
         str | None, typer.Option(help="Registry and folder of the images.", envvar="PROGRPO_IMAGE_REGISTRY")
     ] = None,
+    backend: Annotated[
+        str, typer.Option(metavar="2.15|2.16|2.17", help="Kubeflow Pipelines that it must be accepted by.")
+    ] = "2.17",
+    kubernetes_manifests: Annotated[
+        bool, typer.Option("--kubernetes-manifests", help="Write Pipeline and PipelineVersion to apply, for GitOps.")
+    ] = False,
+    queue: Annotated[str | None, typer.Option(metavar="NAME", help="Kueue's local queue for every pod.")] = None,
+    priority_class: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Kueue's workload priority class; needs --queue.")
+    ] = None,
+    train_retries: Annotated[
+        int, typer.Option(min=0, max=10, help="Times a failed training is tried again; needs train.checkpointing.")
+    ] = 0,
 ) -> None:
-    """Compile pipelines to the YAML that Kubeflow takes."""
+    """Compile pipelines to the YAML that Kubeflow takes.
+
+    Example: progrpo compile compare --preset single-gpu --backend 2.16 --queue research --output packages
+    """
     from progrpo_components.images import REGISTRY_VARIABLE
     from progrpo_pipelines.presets import check_name
 
@@ -189,8 +232,15 @@ def compile_(
     if registry is not None:
         os.environ[REGISTRY_VARIABLE] = registry  # read where the components are defined
     from progrpo_pipelines.compiling import compile_all, compile_pipeline
+    from progrpo_pipelines.target import Target
 
-    paths = [compile_pipeline(pipeline, output, preset=preset)] if pipeline else compile_all(output)
+    target = Target(backend=backend, queue=queue, priority_class=priority_class, train_retries=train_retries)
+    if pipeline is None:
+        paths = compile_all(output, target, kubernetes_manifests=kubernetes_manifests)
+    else:
+        paths = [
+            compile_pipeline(pipeline, output, preset=preset, target=target, kubernetes_manifests=kubernetes_manifests)
+        ]
     for path in paths:
         typer.echo(str(path))
 
@@ -233,6 +283,9 @@ def rollouts(
         typer.echo(shown)
 
 
+app.command("submit", epilog=SUBMIT_EPILOG)(submit)
+app.command("upload", epilog=UPLOAD_EPILOG)(upload)
+app.command("doctor", epilog=DOCTOR_EPILOG)(doctor)
 app.command("compare-runs")(compare_runs)
 
 
@@ -242,7 +295,7 @@ def presets() -> None:
     from progrpo_pipelines.presets import describe_preset, preset_names
 
     for name in preset_names():
-        typer.echo(f"{name:<12} {describe_preset(name)}")
+        typer.echo(f"{name:<16} {describe_preset(name)}")
 
 
 app.command()(reap)

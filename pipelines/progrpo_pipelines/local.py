@@ -1,4 +1,4 @@
-"""Run a pipeline on this machine, in this Python environment: what ``progrpo run`` does."""
+"""Run a pipeline on this machine, in processes of this Python or in containers: what ``progrpo run`` does."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from progrpo.config import EvaluatePipeline, FileSource
+from progrpo.config import FileSource, PreparePipeline
 from progrpo.errors import ConfigError, PipelineError, StorageError
 from progrpo.manifest import write_atomic
 from progrpo.storage import localize, make_directory
+from progrpo_components import images
 from progrpo_components.reporting import PROGRESS_DIR
 from progrpo_components.steps import RUN_ID_VARIABLE, RUN_NAME_VARIABLE
+from progrpo_components.tracking import SWITCH, redact
+from progrpo_pipelines.docker_runner import ContainerSettings, Network, check_images, inputs_of, stop_containers
 from progrpo_pipelines.local_worker import PARAMETERS_NAME
 from progrpo_pipelines.presets import arguments_of
 from progrpo_pipelines.progress import ProgressReader, StepRow, open_display
+from progrpo_pipelines.tracking_server import artifacts_of, needs_server
 
 LOG_NAME = "pipeline.log"
 _POLL_S = 0.2
@@ -60,7 +64,13 @@ class RunResult:
 
 
 def run_pipeline(
-    name: str, parameters: EvaluatePipeline, directory: Path, *, console: Console, replace: bool = False
+    name: str,
+    parameters: PreparePipeline,
+    directory: Path,
+    *,
+    console: Console,
+    replace: bool = False,
+    network: Network | None = None,
 ) -> RunResult:
     """Run a pipeline with kfp.local and show its progress.
 
@@ -70,24 +80,33 @@ def run_pipeline(
         directory: where everything the run writes goes; must be absent or empty.
         console: where progress is shown.
         replace: delete an earlier run that lies in ``directory``.
+        network: of the containers that the steps run in; None: they are processes of this Python.
 
     Raises:
-        ConfigError: ``directory`` holds something else.
+        ConfigError: ``directory`` holds something else, or Docker or an image is missing.
         StorageError: an input that is not there, or a ``directory`` that cannot be written.
         StepFailedError: a step failed, with that step's own message; the steps still running are ended.
         KeyboardInterrupt: interrupted; every process that was started is gone.
     """
     directory = directory.resolve()
     _check_inputs(parameters)
+    if network is not None:
+        check_images((images.CPU, images.GPU))
     _prepare_directory(directory, replace=replace)
-    request = {"pipeline": name, "parameters": arguments_of(parameters)}
-    write_atomic(directory / PARAMETERS_NAME, json.dumps(request, indent=2))
     environment = _environment(directory)
-    console.print(f"Running {name} in {directory}", markup=False, highlight=False, soft_wrap=True)
+    arguments = arguments_of(parameters)
+    containers = None
+    if network is not None:
+        arguments, readable = inputs_of(arguments)
+        containers = _containers(environment, network, readable, console)
+        containers.write(directory)
+    write_atomic(directory / PARAMETERS_NAME, json.dumps({"pipeline": name, "parameters": arguments}, indent=2))
+    where = "" if containers is None else f", in containers of {images.CPU} and {images.GPU}"
+    console.print(f"Running {name} in {directory}{where}", markup=False, highlight=False, soft_wrap=True)
     started = time.monotonic()
-    reader = ProgressReader(Path(environment[PROGRESS_DIR]))
+    reader = ProgressReader(Path(environment[PROGRESS_DIR]), in_containers=containers is not None)
     try:
-        with _worker(directory, environment) as worker, open_display(console) as display:
+        with _worker(directory, environment, containers) as worker, open_display(console) as display:
             while worker.poll() is None:
                 display.show(reader.rows())
                 _raise_failure(reader, directory)
@@ -101,7 +120,27 @@ def run_pipeline(
     return RunResult(directory, environment["MLFLOW_TRACKING_URI"], time.monotonic() - started, tuple(reader.rows()))
 
 
-def _check_inputs(parameters: EvaluatePipeline) -> None:
+def _containers(
+    environment: dict[str, str], network: Network, readable: tuple[str, ...], console: Console
+) -> ContainerSettings:
+    """Settle how containers reach MLflow: over the network, and its local artifacts through a mount."""
+    writable: tuple[str, ...] = ()
+    if needs_server(environment) and network == "none":
+        environment[SWITCH] = "off"
+        console.print("Without a network nothing is logged to MLflow; every number is in the artifacts.")
+    elif needs_server(environment):
+        artifacts = artifacts_of(environment["MLFLOW_TRACKING_URI"])
+        make_directory(artifacts)
+        writable = (str(artifacts),)
+    elif "://" in (uri := environment["MLFLOW_TRACKING_URI"]) and not uri.startswith("http"):
+        raise ConfigError(
+            f"containers reach MLflow over HTTP, and MLFLOW_TRACKING_URI is {redact(uri)}. Give the URL of an MLflow "
+            f"server on that database, leave it out, or set {SWITCH}=off."
+        )
+    return ContainerSettings(environment[RUN_ID_VARIABLE], network, readable, writable)
+
+
+def _check_inputs(parameters: PreparePipeline) -> None:
     """Find what is missing on this machine before anything starts; S3 is asked by the step that reads from it."""
     uris: dict[str, str | None] = {"checkpoint.uri": parameters.checkpoint.uri}
     if isinstance(source := parameters.dataset.source, FileSource):
@@ -162,8 +201,10 @@ def _environment(directory: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _worker(directory: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start the worker in a process group of its own; on the way out the whole group is gone, whatever happened."""
+def _worker(
+    directory: Path, environment: Mapping[str, str], containers: ContainerSettings | None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start the worker in a process group of its own; on the way out it and its tasks are gone, whatever happened."""
     command = [sys.executable, "-m", "progrpo_pipelines.local_worker", str(directory)]
     with (directory / LOG_NAME).open("wb") as log:
         process = subprocess.Popen(
@@ -180,8 +221,14 @@ def _worker(directory: Path, environment: Mapping[str, str]) -> Iterator[subproc
     finally:
         signal.signal(signal.SIGTERM, previous)
         interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
-        _end_group(process)
-        signal.signal(signal.SIGINT, interrupted)
+        try:
+            if containers is not None:
+                stop_containers(containers.run)
+            _end_group(process)
+            if containers is not None:
+                stop_containers(containers.run)  # the worker may have started one more
+        finally:
+            signal.signal(signal.SIGINT, interrupted)
 
 
 def _interrupt(signum: int, frame: object) -> None:

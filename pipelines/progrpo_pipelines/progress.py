@@ -67,16 +67,21 @@ class StepRow:
 
 
 class ProgressReader:
-    """Follow every progress file of a directory."""
+    """Follow every progress file of a directory.
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    Args:
+        directory: of the run's progress.
+        in_containers: each step has a folder of its own there, and its process no id that is known here.
+    """
+
+    def __init__(self, directory: Path, *, in_containers: bool = False) -> None:
+        self._directory, self._in_containers = directory, in_containers
         self._rows: dict[Path, StepRow] = {}
         self._read: dict[Path, int] = {}
 
     def rows(self) -> list[StepRow]:
         """Read what was written since the last call; the steps in the order in which they started."""
-        for path in sorted(self._directory.glob("*.jsonl")):
+        for path in sorted(self._directory.glob("*/*.jsonl" if self._in_containers else "*.jsonl")):
             for line in self._new_lines(path):
                 if path not in self._rows:
                     self._rows[path] = StepRow(line["step"], line.get("arm"), line.get("seed"))
@@ -93,6 +98,8 @@ class ProgressReader:
 
     def killed(self) -> list[StepRow]:
         """The steps whose process is gone although they never reported an end."""
+        if self._in_containers:
+            return []  # docker_runner reports their end
         suspects = [row for row in self.rows() if row.state == "running" and row.pid and not _is_alive(row.pid)]
         self.rows()  # a step may report its end and exit between the two looks
         return [row for row in suspects if row.state == "running"]

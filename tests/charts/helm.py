@@ -47,6 +47,10 @@ class Release:
         assert len(found) == 1, f"{kind} {name or ''}: {len(found)} in {sorted(map(key, self.manifests))}"
         return found[0]
 
+    def pod(self, name: str) -> Pod:
+        """Return the pod of the manifest ``Kind/name``."""
+        return next(pod for pod in pods(self.manifests) if pod.name == name)
+
 
 @dataclass(frozen=True)
 class Pod:
@@ -65,6 +69,15 @@ class Pod:
     def containers(self) -> list[Mapping[str, Any]]:
         """Init containers, then containers."""
         return [*self.spec.get("initContainers", ()), *self.spec["containers"]]
+
+
+def selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    """Return whether a label selector of the API matches; of its expressions only ``In`` is known."""
+    for expression in selector.get("matchExpressions", ()):
+        assert expression["operator"] == "In"
+        if labels.get(expression["key"]) not in expression["values"]:
+            return False
+    return all(labels.get(name) == value for name, value in selector.get("matchLabels", {}).items())
 
 
 def key(manifest: Manifest) -> str:

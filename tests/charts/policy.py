@@ -44,9 +44,6 @@ class Exceptions:
     """Manifests whose pods talk to the API server with the mounted token."""
     generated_secrets: Collection[str] = ()
     """Secrets that the chart makes from random text."""
-    writable_root: Collection[str] = ()
-    read_secrets: Collection[str] = ()
-    """Roles that may get named Secrets."""
 
 
 def violations(
@@ -71,7 +68,7 @@ def violations(
 # Manifests
 
 
-def _no_cluster_wide_rights(manifest: Manifest, allowed: Exceptions) -> Iterator[str]:
+def _no_cluster_wide_rights(manifest: Manifest, _: Exceptions) -> Iterator[str]:
     kind = manifest["kind"]
     if kind in _CLUSTER_WIDE:
         yield f"{kind} is cluster-wide; a team may make namespaced objects only"
@@ -85,9 +82,6 @@ def _no_cluster_wide_rights(manifest: Manifest, allowed: Exceptions) -> Iterator
             yield f"a rule without bounds: {rule}"
         if powers := _POWERS & set(rule["verbs"]):
             yield f"may {', '.join(sorted(powers))}"
-        named_secrets = rule["resources"] == ["secrets"] and rule.get("resourceNames") and rule["verbs"] == ["get"]
-        if named_secrets and key(manifest) in allowed.read_secrets:
-            continue
         if much := _TOO_MUCH & set(rule["resources"]):
             yield f"has rights on {', '.join(sorted(much))}"
 
@@ -185,11 +179,10 @@ def _restricted_container(container: Mapping[str, Any], pod_context: Mapping[str
                 yield f"{probe} asks another host"
 
 
-def _read_only_root(pod: Pod, allowed: Exceptions) -> Iterator[str]:
-    if pod.name not in allowed.writable_root:
-        for container in pod.containers:
-            if container.get("securityContext", {}).get("readOnlyRootFilesystem") is not True:
-                yield f"container {container['name']}: the root file system is writable"
+def _read_only_root(pod: Pod, _: Exceptions) -> Iterator[str]:
+    for container in pod.containers:
+        if container.get("securityContext", {}).get("readOnlyRootFilesystem") is not True:
+            yield f"container {container['name']}: the root file system is writable"
 
 
 def _bounded_volumes(pod: Pod, _: Exceptions) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What charts/progrpo promises, object by object: rights, secrets, walls, placement, settings. No snapshots."""
+"""What charts/progrpo promises, object by object: placement, training, settings, notes. No snapshots."""
 
 import shutil
 
@@ -21,263 +21,12 @@ def everything():
     return render("progrpo", VALUES["everything"])
 
 
-def pod(release, kind, name):
-    return next(p for p in pods(release.manifests) if p.name == f"{kind}/{name}")
-
-
-def rules(release, name):
-    return {
-        (group, resource): rule["verbs"]
-        for rule in release.one("Role", name)["rules"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-    }
-
-
-def selects(selector, labels):
-    """Whether a label selector of the API matches."""
-    found = all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
-    operators = {"In": lambda value, values: value in values}
-    return found and all(
-        operators[e["operator"]](labels.get(e["key"]), e["values"]) for e in selector.get("matchExpressions", ())
-    )
-
-
-# Rights
-
-
-def test_pipeline_runs_may_handle_trainjobs_and_nothing_else(release):
-    assert rules(release, "progrpo-launcher") == {
-        ("trainer.kubeflow.org", "trainjobs"): ["create", "get", "patch", "delete"],
-        ("", "pods"): ["get", "list"],
-        ("", "events"): ["get", "list"],
-        ("", "pods/log"): ["get"],
-    }
-
-
-def test_the_reaper_may_list_and_delete_trainjobs(release):
-    assert rules(release, "progrpo-reaper") == {
-        ("trainer.kubeflow.org", "trainjobs"): ["list", "delete"],
-        ("argoproj.io", "workflows"): ["get"],
-    }
-
-
-def test_the_upload_has_rights_in_kubeflow_pipelines_only(release):
-    assert rules(release, "progrpo-upload") == {
-        ("pipelines.kubeflow.org", "pipelines"): ["create", "get", "list"],
-        ("pipelines.kubeflow.org", "pipelines/versions"): ["create", "get", "list"],
-    }
-
-
-@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
-def test_every_role_is_bound_to_its_own_account(values):
-    release = render("progrpo", values)
-    accounts = values.get("runs", {}).get("serviceAccounts", ["default-editor"])
-    made = {manifest["metadata"]["name"] for manifest in release.of("ServiceAccount")}
-    bindings = {b["metadata"]["name"]: b for b in release.of("RoleBinding")}
-    assert set(bindings) == {role["metadata"]["name"] for role in release.of("Role")}
-    for name, binding in bindings.items():
-        assert binding["roleRef"] == {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}
-        subjects = {subject["name"] for subject in binding["subjects"]}
-        assert subjects == (set(accounts) if name.endswith("-launcher") else {name}), name
-        assert {subject["namespace"] for subject in binding["subjects"]} == {"team-a"}
-        assert name.endswith("-launcher") or name in made
-
-
-def test_rights_go_with_what_needs_them():
-    assert not render("progrpo", VALUES["nothing"]).of("Role", "RoleBinding", "ServiceAccount")
-    kept = {role["metadata"]["name"] for role in render("progrpo", VALUES["reaper-off"]).of("Role")}
-    assert kept == {"progrpo-launcher", "progrpo-upload"}
-    shared = render("progrpo", VALUES["upload-shared-namespace"])
-    assert not shared.of("Role")  # rights in another namespace are not ours to give
-    assert shared.one("ServiceAccount")["metadata"]["name"] == "progrpo-upload"
-
-
-def test_accounts_have_the_tokens_they_need(release):
-    assert pod(release, "CronJob", "progrpo-reaper").spec["serviceAccountName"] == "progrpo-reaper"
-    assert pod(release, "Job", "progrpo-upload").spec["serviceAccountName"] == "progrpo-upload"
-    # The check sees what pipeline pods see.
-    assert pod(release, "Job", "progrpo-doctor").spec["serviceAccountName"] == "default-editor"
-    assert pod(release, "TrainingRuntime", "progrpo-torch").spec["serviceAccountName"] == "default-editor"
-    assert pod(release, "TrainingRuntime", "progrpo-torch").spec["automountServiceAccountToken"] is False
-    assert all(account["automountServiceAccountToken"] is False for account in release.of("ServiceAccount"))
-
-
-# Secrets
-
-
-def references(release):
-    """Return the Secrets that pods name, each with whether it may be absent."""
-    found = {}
-    for each in pods(release.manifests):
-        for container in each.containers:
-            for source in container.get("envFrom", ()):
-                if "secretRef" in source:
-                    found[source["secretRef"]["name"]] = source["secretRef"].get("optional", False)
-            for variable in container.get("env", ()):
-                if reference := variable.get("valueFrom", {}).get("secretKeyRef"):
-                    found[reference["name"]] = reference.get("optional", False)
-        for volume in each.spec.get("volumes", ()):
-            assert "secret" not in volume
-    return found
-
-
-@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
-def test_no_secret_is_made_and_only_known_ones_are_named(values):
-    release = render("progrpo", values)
-    assert not release.of("Secret")
-    expected = {"progrpo-s3": True, "progrpo-mlflow": True}
-    if token := values.get("kfp", {}).get("existingSecret"):
-        expected[token] = False
-    assert references(release).items() <= expected.items()
-
-
-def test_only_the_check_and_training_get_credentials(release):
-    holders = {
-        each.name
-        for each in pods(release.manifests)
-        for container in each.containers
-        for source in container.get("envFrom", ())
-        if "secretRef" in source
-    }
-    assert holders == {"Job/progrpo-doctor", "TrainingRuntime/progrpo-torch"}
-
-
-def test_the_token_for_kubeflow_pipelines_is_good_for_nothing_else(release):
-    for name in ("progrpo-upload", "progrpo-doctor"):
-        (volume,) = (v for v in pod(release, "Job", name).spec["volumes"] if "projected" in v)
-        (source,) = volume["projected"]["sources"]
-        assert source["serviceAccountToken"]["audience"] == "pipelines.kubeflow.org"
-        container = pod(release, "Job", name).spec["containers"][0]
-        (mount,) = (m for m in container["volumeMounts"] if m["name"] == volume["name"])
-        environment = {variable["name"]: variable.get("value") for variable in container["env"]}
-        assert environment["KF_PIPELINES_SA_TOKEN_PATH"] == f"{mount['mountPath']}/token"
-
-
-@pytest.mark.parametrize(("name", "variable"), [("kfp-token-secret", "KFP_EXISTING_TOKEN"), ("kfp-single-user", None)])
-def test_other_ways_to_the_api_mount_no_token(name, variable):
-    release = render("progrpo", VALUES[name])
-    upload = pod(release, "Job", "progrpo-upload")
-    assert not any("projected" in volume for volume in upload.spec["volumes"])
-    names = {v["name"] for v in upload.spec["containers"][0]["env"]}
-    assert names == {"HOME", variable} - {None}
-
-
-# The sandbox
-
-
-def test_nothing_leaves_the_sandbox(release):
-    policy = release.one("NetworkPolicy", "progrpo-sandbox")["spec"]
-    sandbox = pod(release, "Deployment", "progrpo-sandbox")
-    assert policy["egress"] == []
-    assert policy["policyTypes"] == ["Ingress", "Egress"]
-    assert selects(policy["podSelector"], sandbox.metadata["labels"])
-
-
-def test_the_sandbox_holds_nothing(release):
-    spec = pod(release, "Deployment", "progrpo-sandbox").spec
-    (container,) = spec["containers"]
-    assert "serviceAccountName" not in spec
-    assert "envFrom" not in container
-    assert {v["name"] for v in container["env"]} == {"HOME", "PROGRPO_CODE_ISOLATION"}
-    assert spec["volumes"] == [{"name": "scratch", "emptyDir": {"medium": "Memory", "sizeLimit": "256Mi"}}]
-
-
-def test_only_pipelines_training_and_the_check_reach_the_sandbox(release):
-    (rule,) = release.one("NetworkPolicy", "progrpo-sandbox")["spec"]["ingress"]
-    assert rule["ports"] == [{"protocol": "TCP", "port": 8080}]
-    kfp_pod = {"pipelines.kubeflow.org/v2_component": "true"}
-    training = pod(release, "TrainingRuntime", "progrpo-torch").metadata["labels"]
-    doctor = pod(release, "Job", "progrpo-doctor").metadata["labels"]
-
-    def reaches(labels):
-        return any(selects(peer["podSelector"], labels) for peer in rule["from"])
-
-    assert reaches(kfp_pod)
-    assert reaches(training)
-    assert reaches(doctor)
-    assert not reaches(pod(release, "Job", "progrpo-upload").metadata["labels"])
-    assert not reaches({"app": "notebook"})
-    assert all(set(peer) == {"podSelector"} for peer in rule["from"])  # of this namespace
-
-
-def test_the_service_finds_the_sandbox_and_everyone_the_service(release):
-    service, sandbox = release.one("Service", "progrpo-sandbox"), pod(release, "Deployment", "progrpo-sandbox")
-    assert service["spec"]["selector"].items() <= sandbox.metadata["labels"].items()
-    (port,), (container,) = service["spec"]["ports"], sandbox.spec["containers"]
-    assert port["targetPort"] in {p["name"] for p in container["ports"]}
-    listens = container["command"][container["command"].index("--port") + 1]
-    assert int(listens) == port["port"] == container["ports"][0]["containerPort"]
-    url = release.one("ConfigMap", "progrpo-defaults")["data"]["PROGRPO_SANDBOX_URL"]
-    assert url == f"http://{service['metadata']['name']}.team-a.svc:{port['port']}"
-
-
-def test_several_sandboxes_are_drained_one_by_one(release):
-    assert not release.of("PodDisruptionBudget")  # of one pod, it would hold up a node's drain for ever or do nothing
-    several = render("progrpo", VALUES["sandbox-gvisor"])
-    budget = several.one("PodDisruptionBudget")["spec"]
-    assert budget["maxUnavailable"] == 1
-    assert selects(budget["selector"], pod(several, "Deployment", "progrpo-sandbox").metadata["labels"])
-    spec = pod(several, "Deployment", "progrpo-sandbox").spec
-    assert spec["runtimeClassName"] == "gvisor"
-    assert spec["terminationGracePeriodSeconds"] > spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-
-
-def test_without_a_sandbox_nobody_is_sent_to_it():
-    release = render("progrpo", VALUES["sandbox-off"])
-    assert "PROGRPO_SANDBOX_URL" not in release.one("ConfigMap", "progrpo-defaults")["data"]
-    assert not release.of("Deployment", "Service", "NetworkPolicy")
-
-
-# Networks
-
-
-def test_network_policies_select_the_pods_they_are_for(everything):
-    policies = {p["metadata"]["name"]: p["spec"] for p in everything.of("NetworkPolicy")}
-    covered = {
-        each.name: [name for name, spec in policies.items() if selects(spec["podSelector"], each.metadata["labels"])]
-        for each in pods(everything.manifests)
-    }
-    assert covered == {
-        "Job/progrpo-upload": ["progrpo-jobs"],
-        "Job/progrpo-doctor": ["progrpo-jobs"],
-        "CronJob/progrpo-reaper": ["progrpo-jobs"],
-        "Deployment/progrpo-sandbox": ["progrpo-sandbox"],
-        "TrainingRuntime/progrpo-torch": ["progrpo-training"],
-    }
-    assert selects(policies["progrpo-runs"]["podSelector"], {"pipelines.kubeflow.org/v2_component": "true"})
-
-
-def test_allowed_ways_out_are_the_ones_that_are_named():
-    release = render("progrpo", VALUES["network-policy"])
-    egress = release.one("NetworkPolicy", "progrpo-jobs")["spec"]["egress"]
-    namespaces = [
-        peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
-        for rule in egress
-        for peer in rule.get("to", ())
-        if "namespaceSelector" in peer
-    ]
-    blocks = [(p["ipBlock"]["cidr"], rule["ports"]) for rule in egress for p in rule.get("to", ()) if "ipBlock" in p]
-    assert namespaces == ["kubeflow", "mlflow", "storage"]
-    assert blocks == [("10.0.0.1/32", [{"protocol": "TCP", "port": 6443}])]
-    everywhere = [rule["ports"] for rule in egress if "to" not in rule]
-    assert everywhere == [[{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]]
-
-
-def test_ranks_hear_each_other(everything):
-    spec = everything.one("NetworkPolicy", "progrpo-training")["spec"]
-    labels = pod(everything, "TrainingRuntime", "progrpo-torch").metadata["labels"]
-    (rule,) = spec["ingress"]
-    assert selects(rule["from"][0]["podSelector"], labels)
-    assert "ports" not in rule
-
-
 # Placement
 
 
 def test_gpus_go_to_training_only():
     release = render("progrpo", VALUES["gpu-pool-of-runtime"])
-    training = pod(release, "TrainingRuntime", "progrpo-torch")
+    training = release.pod("TrainingRuntime/progrpo-torch")
     (node,) = training.spec["containers"]
     pool = VALUES["gpu-pool-of-runtime"]["gpuPools"]["h100"]
     assert node["resources"]["limits"]["nvidia.com/gpu"] == "8"
@@ -316,7 +65,7 @@ def test_pools_are_files_of_parameters():
 
 def test_the_training_runtime_is_what_the_launcher_asks_for(release):
     """Names and numbers are the defaults of ``trainjob`` in a run's settings (docs/trainjob.md)."""
-    runtime, training = release.one("TrainingRuntime"), pod(release, "TrainingRuntime", "progrpo-torch")
+    runtime, training = release.one("TrainingRuntime"), release.pod("TrainingRuntime/progrpo-torch")
     (node,) = training.spec["containers"]
     assert node["name"] == "node"
     assert node["command"] == ["python", "-m", "progrpo_components.trainjob.worker"]
@@ -334,7 +83,7 @@ def test_the_training_runtime_is_what_the_launcher_asks_for(release):
 
 def test_training_pods_get_the_variables_that_are_given():
     values = VALUES["train-jobs-placement"]["trainJobs"]
-    training = pod(render("progrpo", VALUES["train-jobs-placement"]), "TrainingRuntime", "progrpo-torch")
+    training = render("progrpo", VALUES["train-jobs-placement"]).pod("TrainingRuntime/progrpo-torch")
     environment = {v["name"]: v["value"] for v in training.spec["containers"][0]["env"]}
     assert environment == {"HOME": "/work", "TMPDIR": "/work", **values["env"]}
     assert training.spec["priorityClassName"] == values["priorityClassName"]
@@ -356,7 +105,7 @@ def test_a_user_s_error_is_not_tried_again(release):
 @pytest.mark.parametrize(("values", "claim"), [("cache", "progrpo-cache"), ("cache-existing", "team-models")])
 def test_the_cache_is_mounted_where_the_images_keep_theirs(values, claim):
     release = render("progrpo", VALUES[values])
-    training = pod(release, "TrainingRuntime", "progrpo-torch")
+    training = release.pod("TrainingRuntime/progrpo-torch")
     (volume,) = (v for v in training.spec["volumes"] if v["name"] == "cache")
     assert volume["persistentVolumeClaim"]["claimName"] == claim
     assert {"name": "cache", "mountPath": "/cache"} in training.spec["containers"][0]["volumeMounts"]
@@ -414,9 +163,9 @@ def test_the_ca_bundle_is_trusted_by_everyone_who_calls_out():
 
 def test_images_have_one_registry_and_digests_win():
     release = render("progrpo", VALUES["air-gap"])
-    compiling = pod(release, "Job", "progrpo-upload").spec["initContainers"][0]
+    compiling = release.pod("Job/progrpo-upload").spec["initContainers"][0]
     environment = {v["name"]: v.get("value") for v in compiling["env"]}
-    training = pod(release, "TrainingRuntime", "progrpo-torch").spec["containers"][0]["image"]
+    training = release.pod("TrainingRuntime/progrpo-torch").spec["containers"][0]["image"]
     # What pipelines run is what the chart's own pods run.
     assert environment["PROGRPO_CPU_IMAGE"] == compiling["image"]
     assert environment["PROGRPO_GPU_IMAGE"] == training

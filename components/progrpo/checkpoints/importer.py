@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import Mapping
 from importlib import util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from progrpo.checkpoints.casting import cast_file
 from progrpo.checkpoints.preflight import (
     WEIGHTS_INDEX,
     checkpoint_metadata,
@@ -111,30 +112,52 @@ def write_checkpoint(
 
 
 def _copy(source: Path, directory: Path, config: CheckpointConfig) -> None:
-    if not source.is_dir():
-        raise CheckpointError(
-            f"{config.uri} is a file. Give a Hugging Face directory (config.json, safetensors weights, tokenizer) "
-            f"or a .gguf file."
-        )
-    if (source / MANIFEST_NAME).is_file():
-        read_manifest(source, "checkpoint")
-    settings = read_config(source)
-    if settings.get("quantization_config"):
-        raise CheckpointError(f"{config.uri} is quantized and cannot be trained. Give the unquantized checkpoint.")
+    settings = _check_copyable(source, config, verify=True)
     names = [name for name in COPIED if (source / name).is_file()]
-    for name in names:
-        if name.endswith(".json"):
-            read_json(source / name)
-    read_tensors(source)
     for name in names:
         shutil.copyfile(source / name, directory / name)
     for name in _shards(source):
         if config.dtype == "keep":
             shutil.copyfile(source / name, directory / name)
         else:
-            _cast(source / name, directory / name, config.dtype)
+            cast_file(source / name, directory / name, config.dtype)
     if config.dtype != "keep":
         _record_dtype(directory, settings, config.dtype)
+
+
+def check_importable(source: Path, config: CheckpointConfig) -> None:
+    """Check everything of a checkpoint that :func:`import_checkpoint` would refuse, without reading its tensors.
+
+    Args:
+        source: directory as :func:`progrpo.checkpoints.peek.peek` gives it, or a file.
+        config: what it is to be imported as. Of a GGUF file nothing is known before it is converted.
+
+    Raises:
+        CheckpointError: incomplete, unsafe or unusable.
+        ManifestError: its manifest is of something else.
+    """
+    if _gguf_file(source, config.uri) is None:
+        _check_copyable(source, config, verify=False)
+        _check_usable(source, config)
+
+
+def _check_copyable(source: Path, config: CheckpointConfig, *, verify: bool) -> dict[str, Any]:
+    """Check the files that are copied, and return ``config.json``; ``verify`` compares them with a manifest."""
+    if not source.is_dir():
+        raise CheckpointError(
+            f"{config.uri} is a file. Give a Hugging Face directory (config.json, safetensors weights, tokenizer) "
+            f"or a .gguf file."
+        )
+    if (source / MANIFEST_NAME).is_file():
+        read_manifest(source, "checkpoint", verify=verify)
+    settings = read_config(source)
+    if settings.get("quantization_config"):
+        raise CheckpointError(f"{config.uri} is quantized and cannot be trained. Give the unquantized checkpoint.")
+    for name in COPIED:
+        if name.endswith(".json") and (source / name).is_file():
+            read_json(source / name)
+    read_tensors(source)
+    return settings
 
 
 def _shards(source: Path) -> list[str]:
@@ -142,18 +165,6 @@ def _shards(source: Path) -> list[str]:
     if not index.is_file():
         return ["model.safetensors"]
     return sorted(set(read_json(index)["weight_map"].values()))
-
-
-def _cast(source: Path, target: Path, dtype: Literal["float32", "bfloat16"]) -> None:
-    """Copy one safetensors file with its floating-point tensors in ``dtype``."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    wanted = getattr(torch, dtype)
-    tensors = {
-        name: tensor.to(wanted) if tensor.is_floating_point() else tensor for name, tensor in load_file(source).items()
-    }
-    save_file(tensors, target, metadata={"format": "pt"})
 
 
 def _record_dtype(directory: Path, settings: dict[str, Any], dtype: str) -> None:
@@ -216,8 +227,11 @@ def _gguf_file(source: Path, uri: str) -> Path | None:
 
 def _convert_gguf(file: Path, directory: Path, config: CheckpointConfig) -> None:
     """Dequantize a GGUF file and save it as an ordinary Hugging Face directory."""
-    if util.find_spec("gguf") is None:
-        raise CheckpointError(f"{config.uri} is GGUF, which needs the gguf package. Install progrpo[smollm2].")
+    if missing := [name for name in ("gguf", "torch") if util.find_spec(name) is None]:
+        raise CheckpointError(
+            f"{config.uri} is GGUF, which needs {' and '.join(missing)}. Convert it where progrpo[train,smollm2] is "
+            f"installed (progrpo step import-checkpoint), and give the directory made there."
+        )
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from progrpo.evaluation.bootstrap import Array, Bootstrap, Interval, bootstrap_curve, bootstrap_ratio
-from progrpo.evaluation.resampling import student_t_quantile
+from progrpo.evaluation.student import student_t_quantile
 from progrpo.evaluation.table import RATE, ProblemTable
 
 NUM_BINS = 10

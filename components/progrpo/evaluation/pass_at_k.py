@@ -111,8 +111,6 @@ def at_least_correct(num_samples: int, num_correct: npt.ArrayLike, k: int) -> np
         ConfigError: k out of range.
         DataError: counts that are not integers, negative, or with c > n.
     """
-    from scipy.special import gammaln
-
     correct_P = _counts("num_correct", num_correct)
     if (wrong := np.flatnonzero((correct_P < 0) | (correct_P > num_samples))).size:
         p = wrong[0]
@@ -120,11 +118,13 @@ def at_least_correct(num_samples: int, num_correct: npt.ArrayLike, k: int) -> np
     if not 1 <= k <= num_samples:
         raise ConfigError(f"k = {k}, but G-Pass@k needs 1 <= k <= n = {num_samples} completions a problem.")
 
+    log_factorial = np.array([math.lgamma(i + 1) for i in range(num_samples + 1)])
+
     def log_choose(n: npt.ArrayLike, j: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        n, j = np.asarray(n, np.float64), np.asarray(j, np.float64)
+        n, j = np.asarray(n), np.asarray(j)
         impossible = (j < 0) | (j > n)
         n, j = np.where(impossible, 0, n), np.where(impossible, 0, j)
-        chosen = gammaln(n + 1) - gammaln(j + 1) - gammaln(n - j + 1)
+        chosen = log_factorial[n] - log_factorial[j] - log_factorial[n - j]
         return np.where(impossible, -np.inf, chosen)
 
     each, index_P = np.unique(correct_P, return_inverse=True)  # far fewer counts than problems

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from progrpo.evaluation.bootstrap import difference_terms, spread
-from progrpo.evaluation.resampling import Array, bootstrap_terms, student_t_quantile, variance_parts, welch_df
+from progrpo.evaluation.resampling import Array, bootstrap_terms, variance_parts, welch_df
+from progrpo.evaluation.student import student_t_quantile
 
 _MOST = 10**9  # problems or seeds beyond which nobody asks
 

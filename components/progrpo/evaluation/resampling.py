@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from progrpo.errors import ConfigError, DataError
+from progrpo.evaluation.student import student_t_quantile
 
 Array = npt.NDArray[np.float64]
 Bounds = tuple[float, float]
@@ -178,13 +179,6 @@ def welch_df(num_problems: int, problems_K: Array, seeds_K: Sequence[tuple[Array
     total_K = problems_K + sum(part_K for part_K, _ in seeds_K)
     weighted_K = problems_K**2 / max(num_problems - 1, 1) + sum(part_K**2 / (s - 1) for part_K, s in seeds_K)
     return np.where(weighted_K > 0, total_K**2 / np.maximum(weighted_K, 1e-300), max(num_problems - 1, 1))
-
-
-def student_t_quantile(probability: float, df: npt.ArrayLike) -> Array:
-    """Return the quantile of Student's t distribution, for any df >= 1."""
-    from scipy.special import stdtrit
-
-    return np.asarray(stdtrit(np.asarray(df, np.float64), probability))
 
 
 def _resample(terms: Sequence[Term], influence_PK: Array, num_resamples: int, seed: int) -> tuple[Array, Array, Array]:

@@ -175,6 +175,33 @@ class Cluster:
         path = f"/apis/argoproj.io/v1alpha1/namespaces/{self.namespace}/workflows/{name}"
         return self._request("GET", path, what=f"get the workflow {name}", absent=404)
 
+    # --- what else one may ask -------------------------------------------------------------------------------------
+
+    def get(self, path: str, *, what: str) -> Json | None:
+        """Return any object by its path; None if there is none."""
+        return self._request("GET", path, what=what, absent=404)
+
+    def may(self, group: str, resource: str, verb: str) -> bool:
+        """Tell whether this account has a right in the namespace; every account may ask that about itself.
+
+        Args:
+            group: of the API; empty for the core.
+            resource: such as ``pods`` or ``pods/log``.
+            verb: such as ``get``.
+        """
+        name, _, subresource = resource.partition("/")
+        attributes = {"namespace": self.namespace, "group": group, "resource": name, "verb": verb}
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": {**attributes, "subresource": subresource}},
+        }
+        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        answer = self._request("POST", path, body=review, what="ask for our rights")
+        return bool((answer or {}).get("status", {}).get("allowed"))
+
+    # --- logs ------------------------------------------------------------------------------------------------------
+
     def open_log(self, pod: str, container: str, *, since: str | None, follow: bool) -> Any:
         """Return the response of a container's log, of lines that begin with their time; None if there is none yet.
 

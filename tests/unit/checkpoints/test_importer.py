@@ -243,7 +243,7 @@ def test_gguf_needs_its_package(source, tmp_path, monkeypatch):
     (source / "model.safetensors").unlink()
     (source / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(importer.util, "find_spec", lambda name: None)
-    refused(source, tmp_path, "needs the gguf package. Install progrpo[smollm2]")
+    refused(source, tmp_path, "is GGUF, which needs gguf and torch.", "progrpo[train,smollm2]")
 
 
 def test_broken_or_ambiguous_gguf(source, tmp_path):

@@ -1,0 +1,1 @@
+"""Submit pipelines to a Kubeflow Pipelines API server and give a verdict."""
