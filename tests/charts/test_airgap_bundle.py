@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from docker_engine import Engine, docker_engine  # noqa: F401 - a fixture
 
 from charts.helm import ROOT, load_values, pods, render
 from charts.oci_registry import find_registry, running_registry
+from docker_engine import Engine, docker_engine  # noqa: F401 - a fixture
 
 _SPEC = importlib.util.spec_from_file_location("airgap_bundle", ROOT / "scripts" / "airgap_bundle.py")
 assert _SPEC is not None
