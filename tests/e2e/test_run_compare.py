@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -116,8 +117,8 @@ def test_the_candidate_is_the_champion_in_the_registry(finished):
     version = client.get_model_version_by_alias("progrpo", "champion")
     assert client.get_run(version.run_id).info.run_name == "progrpo-seed0"
     assert "Pass@1 of progrpo not worse than start by more than 100.0 points" in version.description
-    names = {file.path for file in client.list_artifacts(version.run_id, "checkpoint")}
-    assert {"checkpoint/model.safetensors", "checkpoint/manifest.json"} <= names
+    names = {path.name for path in Path(version.source.removeprefix("file://")).iterdir()}  # of the logged model
+    assert {"model.safetensors", "manifest.json"} <= names
     (comparison,) = (entry for entry in client.search_runs([client.get_run(version.run_id).info.experiment_id])
                      if entry.info.run_name == "run")  # fmt: skip
     assert comparison.data.tags["progrpo.gate"] == "promote"

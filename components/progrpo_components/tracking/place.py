@@ -39,6 +39,8 @@ _ENVIRONMENT_TAGS = {
 }
 """Tag -> the environment variable it comes from, set by the image or the pipeline; one that is not set gives no tag."""
 
+_COMMON_TAGS = {"progrpo.run_name", "progrpo.pipeline", "progrpo.run_url", "mlflow.source.git.commit"}
+
 Role = Literal["pipeline", "summary", "task", "attached"]
 
 
@@ -88,6 +90,14 @@ class Place(Config):
     def all_tags(self) -> dict[str, str]:
         """Every tag of the run."""
         return {**self.tags, **self.key, **({} if self.role == "summary" else {TASK_TAG: self.task})}
+
+    @property
+    def pipeline(self) -> Place:
+        """The place of the pipeline run's own run, with the tags that hold for all of its steps."""
+        tags = {tag: value for tag, value in self.tags.items() if tag in _COMMON_TAGS}
+        name = tags.get("progrpo.run_name") or self.pipeline_run_id
+        changes = {"role": "pipeline", "task": "pipeline", "arm": None, "seed": None, "name": name, "tags": tags}
+        return self.model_copy(update=changes)
 
     def summary_of(self, arm: str, seed: int | None, tags: Mapping[str, str]) -> Place:
         """Return the place of a summary run of the same pipeline run."""

@@ -129,7 +129,7 @@ class Finder:
         with one_at_a_time(os.environ.get("MLFLOW_TRACKING_URI") or place.uri):
             where = experiment_id or place.experiment_id or self._experiment_id(place)
             if place.role == "summary" and experiment_id is None and place.experiment_id is None:
-                self._find_or_create(where, _pipeline_of(place))
+                self._find_or_create(where, place.pipeline)
             run = self._find_or_create(where, place)
         if not run.is_new and resumes:
             client.update_run(run.run_id, status="RUNNING")
@@ -230,11 +230,6 @@ def _end_of(role: str | None, state: str) -> str:
         return "FINISHED"
     # A task that failed has said so itself; one that is still shown as running was killed.
     return "FAILED" if role == "pipeline" and state == "FAILED" else "KILLED"
-
-
-def _pipeline_of(place: Place) -> Place:
-    name = place.tags.get("progrpo.run_name") or place.pipeline_run_id
-    return place.model_copy(update={"role": "pipeline", "arm": None, "seed": None, "name": name, "task": "pipeline"})
 
 
 def _find(client: MlflowClient, experiment_id: str, place: Place) -> list[Any]:

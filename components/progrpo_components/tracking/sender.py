@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("spool", type=Path)
     parser.add_argument("--system-metrics", action="store_true")
     options = parser.parse_args(arguments)
+    os.nice(5)  # where the cores are busy, the step comes first
     # The step is told to stop by the same signals; what it says last must still be delivered.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

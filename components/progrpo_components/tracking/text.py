@@ -40,5 +40,5 @@ def describe_error(error: Exception) -> str:
     code = getattr(error, "error_code", None)
     if code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
         return f"{type(error).__name__}: {code}"
-    lines = str(error).strip().splitlines()
+    lines = str(error).partition("Response body:")[0].strip().splitlines()
     return redact(f"{type(error).__name__}: {lines[0][:300] if lines else ''}")

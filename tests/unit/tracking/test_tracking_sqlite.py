@@ -262,7 +262,7 @@ def test_an_exception_ends_the_run_and_is_passed_on(client, summary_run, deliver
 
 
 def test_the_runs_of_a_pipeline_run_are_one_of_its_own_and_flat_summaries(client, summary_run, deliver, request):
-    summary_run("grpo").close()
+    summary_run("grpo", tags={"progrpo.algorithm": "grpo"}).close()
     summary_run("progrpo").close()
     summary_run(None, None, task="compare").close()
     deliver()
@@ -272,6 +272,10 @@ def test_the_runs_of_a_pipeline_run_are_one_of_its_own_and_flat_summaries(client
     roles = {run.info.run_name: run.data.tags["progrpo.role"] for run in runs}
     assert roles == {"grpo-seed0": "summary", "progrpo-seed0": "summary", request.node.name: "pipeline"}
     assert not any("mlflow.parentRunId" in run.data.tags for run in runs)
+    # The first step to log made it, but what that one trained is not what the pipeline run is about.
+    assert ["progrpo.algorithm" in run.data.tags for run in runs if run.data.tags["progrpo.role"] == "pipeline"] == [
+        False
+    ]
 
 
 def test_a_deleted_experiment_is_a_problem_that_says_what_to_do(client, summary_run, tmp_path):
