@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from progrpo.config import ARM_NAME
@@ -47,17 +47,20 @@ def mlflow_takes(name: str) -> bool:
     return len(name) <= 250
 
 
+@settings(deadline=None)  # the first name imports mlflow
 @given(st.one_of(st.text(max_size=260), st.from_regex(r"[\w/. :@\\-]{1,40}", fullmatch=True)))
 def test_a_name_is_legal_only_if_mlflow_takes_it(name):
     assert not is_legal_name(name) or mlflow_takes(name)
 
 
+@settings(deadline=None)  # the first name imports mlflow
 @given(st.sampled_from(NAMES), st.integers(1, 10**6))
 def test_every_name_of_the_registry_is_legal(name, k):
     assert is_legal_name(name.format(k=k))
     assert mlflow_takes(name.format(k=k))
 
 
+@settings(deadline=None)  # the first name imports mlflow
 @given(st.from_regex(ARM_NAME, fullmatch=True), st.sampled_from(sorted(EVAL_METRICS)), st.integers(1, 10**6))
 def test_the_headline_of_every_arm_that_may_exist_has_legal_names(arm, metric, k):
     for end in ("", "_difference", "_difference_low"):
@@ -66,6 +69,7 @@ def test_the_headline_of_every_arm_that_may_exist_has_legal_names(arm, metric, k
         assert mlflow_takes(name)
 
 
+@settings(deadline=None)  # the first name imports mlflow
 @given(st.dictionaries(st.text(max_size=20), st.floats(), max_size=4))
 def test_nothing_that_mlflow_refuses_reaches_the_spool(metrics):
     kept = Tracker()._loggable(metrics)
