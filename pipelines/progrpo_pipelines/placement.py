@@ -12,12 +12,19 @@ from typing import Any
 
 from kfp import kubernetes
 
+from progrpo_components import images
 from progrpo_pipelines.target import Target
 
 Task = Any  # kfp.dsl.PipelineTask
 
 CONFIG_MAP = "progrpo-defaults"
-CONFIG_KEYS = ("AWS_ENDPOINT_URL", "AWS_REGION", "MLFLOW_TRACKING_URI", "PROGRPO_SANDBOX_URL")
+CONFIG_KEYS = (
+    "AWS_ENDPOINT_URL",
+    "AWS_REGION",
+    "KF_PIPELINES_UI_ENDPOINT",
+    "MLFLOW_TRACKING_URI",
+    "PROGRPO_SANDBOX_URL",
+)
 PLACEMENT = ("gpu_type", "gpu_count", "cpu", "memory", "node_selector", "tolerations", "node_affinity")
 """Outputs of validate-inputs that say where a GPU task runs."""
 
@@ -62,6 +69,7 @@ def place(task: Task, step: str, target: Target, *, timeout_s: int | None = None
 def place_on_cpu(task: Task, step: str, target: Target, *, timeout_s: int, memory: str = "4Gi") -> Task:
     """Place a task that needs no GPU."""
     place(task, step, target, timeout_s=timeout_s)
+    task.set_env_variable("PROGRPO_IMAGE", images.CPU)
     task.set_cpu_request("1").set_cpu_limit("2").set_memory_request(memory).set_memory_limit(memory)
     return task
 
@@ -76,6 +84,7 @@ def place_on_gpu(task: Task, step: str, target: Target, placement: Mapping[str, 
         placement: channels of :data:`PLACEMENT`.
     """
     place(task, step, target)
+    task.set_env_variable("PROGRPO_IMAGE", images.GPU)
     # Inside a loop kfp 2.17.0 hands on only channels that it knows the task to use, and resources it does not look at.
     task.register_pipeline_channels([placement[name] for name in ("gpu_type", "gpu_count", "cpu", "memory")])
     task.set_accelerator_type(placement["gpu_type"]).set_accelerator_limit(placement["gpu_count"])

@@ -100,7 +100,8 @@ def test_no_path_of_this_machine_and_no_secret_is_in_a_package(package):
     assert str(ROOT) not in package.text
     assert "/home/" not in package.text
     for _, container, pod in package.executors.values():
-        assert {item["name"] for item in container["env"]} == {"HF_HUB_OFFLINE"}
+        variables = {item["name"]: item["value"] for item in container["env"]}
+        assert variables == {"HF_HUB_OFFLINE": "1", "PROGRPO_IMAGE": container["image"]}
         for secret in pod["secretAsEnv"]:  # names and keys, never values
             assert set(secret) == {"keyToEnv", "optional", "secretName", "secretNameParameter"}
             assert all(set(key) == {"secretKey", "envVar"} for key in secret["keyToEnv"])

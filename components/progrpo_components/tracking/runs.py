@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 SUPERSEDED_TAG = "progrpo.superseded_by"
 PARENT_TAG = "mlflow.parentRunId"
+# MLflow's UI then opens the experiment on its runs, not on its traces.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _ENVIRONMENT = {
     # mlflow's own settings, 7 retries of up to 120 s, hold whoever waits up for many minutes when a server is gone.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -246,7 +248,7 @@ def _experiment_id(client: MlflowClient, place: Place) -> str:
         # Absolute, or a server that was started elsewhere looks for the artifacts in its own working directory.
         location = None if database is None else (database.parent / "mlartifacts").as_uri()
         try:
-            return str(client.create_experiment(place.experiment, artifact_location=location))
+            return str(client.create_experiment(place.experiment, artifact_location=location, tags=_EXPERIMENT_TAGS))
         except Exception:  # another process was faster, or the server is broken: asking again tells
             found = client.get_experiment_by_name(place.experiment)
             if found is None:
