@@ -139,6 +139,16 @@ def test_the_command_works_in_the_light_image(inside):
     assert "compare-smoke.yaml" in compiled
 
 
+def test_every_module_of_components_and_commands_imports_in_the_light_image(inside):
+    script = """
+import importlib, pkgutil, progrpo_components, progrpo_pipelines
+for package in (progrpo_components, progrpo_pipelines):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+"""
+    inside("progrpo-cpu", "python3", "-c", script)
+
+
 def test_a_checkpoint_is_imported_and_cast_without_torch(inside):
     config = '{"uri": "embedded://countdown-sft", "dtype": "bfloat16"}'
     script = f"echo '{config}' > /tmp/c.json && progrpo step import-checkpoint --config /tmp/c.json --output /tmp/c"
