@@ -116,3 +116,5 @@ def test_a_database_that_containers_cannot_reach_is_refused(tmp_path, monkeypatc
     with pytest.raises(ConfigError, match="over HTTP") as caught:
         local._containers(environment, "host", (), Console())
     assert "secret" not in str(caught.value)
+    off = {**environment, "MLFLOW_TRACKING_URI": "sqlite:////runs/mlflow.db", "PROGRPO_TRACKING": "off"}
+    assert local._containers(off, "none", (), Console()) == ContainerSettings("r", "none")
