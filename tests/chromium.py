@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# One unknown host for every name, so that a page that needs the network cannot look whole.
+# One unknown host for every name, so that a page that needs the network cannot look whole; servers of tests are here.
 _FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -29,7 +29,7 @@ _FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--hide-scrollbars",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 
 
@@ -87,14 +87,15 @@ class Tab:
         for domain in ("Page", "Network", "Runtime", "Log"):
             self._call(f"{domain}.enable")
 
-    def open(self, page: Path, *, width: int = 1200, height: int = 900, dark: bool = False) -> None:
-        """Load a file and wait until it has loaded."""
+    def open(self, page: Path | str, *, width: int = 1200, height: int = 900, dark: bool = False) -> None:
+        """Load a file, or the URL of a server on 127.0.0.1, and wait until it has loaded."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._call("Emulation.setDeviceMetricsOverride", **metrics)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
-        self._call("Page.navigate", url=page.resolve().as_uri())
-        self.wait_for("document.readyState === 'complete' && location.protocol === 'file:'")
+        self._call("Page.navigate", url="about:blank")
+        self._call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
+        self.wait_for("document.readyState === 'complete' && location.protocol !== 'about:'")
 
     def evaluate(self, expression: str) -> Any:
         """Return the value of a JavaScript expression."""
@@ -118,6 +119,11 @@ class Tab:
         time.sleep(0.4)  # Plotly looks for the point under the mouse, and takes clicks within 300 ms for a double click
         for kind in ("mousePressed", "mouseReleased"):
             self._call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
+
+    def type(self, selector: str, text: str) -> None:
+        """Type into the first element that a CSS selector finds."""
+        self.evaluate(f"document.querySelector({json.dumps(selector)}).focus()")
+        self._call("Input.insertText", text=text)
 
     def screenshot(self, image: Path, *, whole: bool = False) -> None:
         """Write a PNG of the window, or of the whole page."""

@@ -54,6 +54,9 @@ HELDOUT_METRICS: dict[str, str] = {
 TRAIN_WALL_TIME = "train/wall_time_s"
 """Wall time of the whole train step, seconds, loading and writing included; one value a run."""
 
+PASS_AT_CURVE = "curve/pass_at_k"  # noqa: S105  # no password
+"""Pass@k of one evaluation over k, which MLflow shows as a curve: its step is k."""
+
 EVAL_METRICS: dict[str, str] = {
     "eval/pass_at_{k}": "mean over problems of 1 - C(n-c,k)/C(n,k), c correct of n completions; Avg@n is pass_at_1",
     "eval/majority_at_{k}": "probability that the most frequent answer of k completions is right, ties by lot",

@@ -11,7 +11,7 @@ from progrpo.comparison.tables import outcome_words
 from progrpo.errors import ConfigError, PromotionError
 from progrpo.manifest import Manifest, read_manifest, write_atomic, write_manifest
 from progrpo_components.registry import Registration, local_path, register
-from progrpo_components.tracking import SWITCH, Tracker, describe_error
+from progrpo_components.tracking import SWITCH, Place, connect, describe_error
 
 
 def read_gate(comparison: Path) -> GateResult | None:
@@ -20,12 +20,12 @@ def read_gate(comparison: Path) -> GateResult | None:
 
 
 def register_candidate(
-    tracker: Tracker | None, gate: GateResult, training_uri: str, tags: Mapping[str, str]
+    summary: Place, gate: GateResult, training_uri: str, tags: Mapping[str, str]
 ) -> Registration | None:
     """Register the candidate as its outcome says; None where it was rejected.
 
     Args:
-        tracker: on the summary run of the candidate's training.
+        summary: the summary run of the candidate, which the version is linked to.
         gate: the outcome.
         training_uri: its training run; may be empty where it was rejected.
         tags: further tags of the version.
@@ -37,15 +37,17 @@ def register_candidate(
     if gate.outcome != "reject":
         _check_training(gate, training_uri)
     decided = f"{gate.candidate}: {outcome_words(gate.outcome)}"
-    if tracker is None or tracker.client is None or tracker.run_id is None:
-        raise PromotionError(
-            f"{decided}, but MLflow cannot be used, so nothing is registered. Check MLFLOW_TRACKING_URI and run the "
-            f"step again, or set {SWITCH}=off."
-        )
     tags = {**tags, "progrpo.arm": gate.candidate, "progrpo.seed": str(gate.seed)}
     try:
-        return register(tracker.client, tracker.run_id, gate, training_uri, tags)
-    except Exception as error:  # mlflow, requests, boto3 and sqlalchemy each raise their own
+        client, run_id = connect(summary)
+    except Exception as error:  # mlflow, requests, sqlalchemy and sqlite3 each raise their own
+        raise PromotionError(
+            f"{decided}, but MLflow cannot be used, so nothing is registered: {describe_error(error)}. Check "
+            f"MLFLOW_TRACKING_URI and run the step again, or set {SWITCH}=off."
+        ) from error
+    try:
+        return register(client, run_id, gate, training_uri, tags)
+    except Exception as error:  # and boto3
         raise PromotionError(
             f"{decided}, but MLflow did not take it as {gate.model!r}: {describe_error(error)}. Run the step again "
             f"when that is mended."

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from progrpo.comparison.result import GateResult
+from progrpo_components.lineage import CHECKPOINT_TAG, find_model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
 
 CHAMPION, CANDIDATE = "champion", "candidate"
-_CHECKPOINT_TAG, _GATE_TAG = "progrpo.checkpoint_digest", "progrpo.gate"
+_GATE_TAG = "progrpo.gate"
 _DESCRIPTION_LENGTH = 5000  # mlflow.utils.validation
 
 
@@ -43,21 +45,27 @@ def register(
         run_id: MLflow run of the candidate's training, which the version is linked to.
         gate: the outcome and its reason, which become the version's tag and description.
         training_uri: the training run that holds the checkpoint: a path, file:// or an object store's URI. Only the
-            former are uploaded, to the artifacts of the run; the server takes no version from a path of its own.
+            former are uploaded, to the artifacts of the logged model or else of the run; the server takes no version
+            from a path of its own.
         tags: further tags of the version.
     """
     versions = client.search_model_versions(f"name = '{gate.model}'")
-    version = next((v for v in versions if v.tags.get(_CHECKPOINT_TAG) == gate.checkpoint_digest), None)
+    version = next((v for v in versions if v.tags.get(CHECKPOINT_TAG) == gate.checkpoint_digest), None)
     if gate.outcome == "reject":
         if version is not None:
             _describe(client, gate, version.version)
             _drop_alias(client, gate.model, version.version)
         return None
     if version is None:
-        source = _source(client, run_id, training_uri)
+        logged = find_model(client, run_id, gate.checkpoint_digest)
+        source = _source(client, run_id, training_uri, logged)
         _ensure_model(client, gate.model)
         version = client.create_model_version(
-            gate.model, source, run_id=run_id, tags={**tags, _CHECKPOINT_TAG: gate.checkpoint_digest}
+            gate.model,
+            source,
+            run_id=run_id,
+            model_id=None if logged is None else logged.model_id,
+            tags={**tags, CHECKPOINT_TAG: gate.checkpoint_digest},
         )
     _describe(client, gate, version.version)
     alias = CHAMPION if gate.outcome == "promote" else CANDIDATE
@@ -67,11 +75,14 @@ def register(
     return Registration(gate.model, str(version.version), alias, str(version.source))
 
 
-def _source(client: MlflowClient, run_id: str, training_uri: str) -> str:
+def _source(client: MlflowClient, run_id: str, training_uri: str, logged: LoggedModel | None) -> str:
     path = local_path(training_uri)
     if path is None:
         # KFP's own scheme for the store in the cluster; mlflow knows it as s3.
         return training_uri.replace("minio://", "s3://", 1).rstrip("/") + "/checkpoint"
+    if logged is not None:
+        client.log_model_artifacts(logged.model_id, str(path / "checkpoint"))
+        return str(logged.artifact_location)
     client.log_artifacts(run_id, str(path / "checkpoint"), "checkpoint")
     return f"{client.get_run(run_id).info.artifact_uri}/checkpoint"
 

@@ -8,7 +8,6 @@ anything is read or written. The library is imported inside the functions: namin
 from __future__ import annotations
 
 import gc
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,16 +20,12 @@ from pydantic import Field
 
 from progrpo.config import (
     MAX_SEED,
-    PIPELINES,
     Arm,
     CheckpointConfig,
     CompareConfig,
-    ComparePipeline,
     Config,
-    CountdownSource,
     DatasetConfig,
     EvaluateConfig,
-    TrainAndEvaluatePipeline,
     TrainConfig,
     TrainJobConfig,
     parse,
@@ -39,17 +34,18 @@ from progrpo.errors import ConfigError, ManifestError
 from progrpo.manifest import MANIFEST_NAME, Kind, Manifest, read_manifest
 from progrpo.metrics import TRAIN_WALL_TIME
 from progrpo_components.reporting import reported
+from progrpo_components.tracking.place import RUN_ID_VARIABLE as RUN_ID_VARIABLE
+from progrpo_components.tracking.place import RUN_NAME_VARIABLE as RUN_NAME_VARIABLE
+from progrpo_components.tracking.place import Place, is_off, locate
+from progrpo_components.tracking.summaries import read_evaluation, summaries_of
 
 if TYPE_CHECKING:
     from progrpo.training.launch import Nodes
     from progrpo_components.tracking import Tracker
     from progrpo_components.trainjob.spec import TaskConfig
+    from progrpo_components.validation import Resolved
 
-RUN_ID_VARIABLE = "PROGRPO_PIPELINE_RUN_ID"
-RUN_NAME_VARIABLE = "PROGRPO_PIPELINE_RUN_NAME"
 START = "start"
-# No arm can have this name: it keeps the run of the comparison apart from the summary runs.
-COMPARISON = "(comparison)"
 
 
 class Run(Config):
@@ -66,6 +62,19 @@ class Tracking(Config):
     run_id: str = Field(min_length=1, description="of the pipeline run: one summary run per (run_id, arm, seed)")
     run_name: str = Field("", description="of the pipeline run, as shown; absent: run_id")
 
+    def locate(
+        self,
+        task: str,
+        arm: str | None = None,
+        seed: int | None = None,
+        tags: Mapping[str, str] | None = None,
+        *,
+        own: bool = False,
+    ) -> Place:
+        """Return the MLflow run of a step; see :func:`progrpo_components.tracking.locate`."""
+        where = {"experiment": self.experiment, "pipeline_run_id": self.run_id, "run_name": self.run_name}
+        return locate(**where, task=task, arm=arm, seed=seed, tags=tags, own=own)
+
     @classmethod
     def of_pipeline(cls, experiment: str, run_id: str) -> Tracking:
         """Track for a task of the pipeline run ``run_id``.
@@ -77,43 +86,67 @@ class Tracking(Config):
         return parse(cls, {"experiment": experiment, "run_id": run_id, "run_name": name}, source="tracking")
 
 
-def validate_inputs(pipeline: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Check every parameter of a pipeline run before any of its work starts.
+def validate_inputs(
+    pipeline: str,
+    form: Mapping[str, Any],
+    *,
+    preset: Mapping[str, Any] | None = None,
+    train_retries: int = 0,
+    card: Path | None = None,
+) -> Resolved:
+    """Check everything about a pipeline run that can be known before any of its work starts.
 
     Args:
         pipeline: its name, one of :data:`progrpo.config.PIPELINES`.
-        parameters: what was submitted; an absent one has its default.
+        form: what was submitted; see :mod:`progrpo_components.form`.
+        preset: settings that the compiled package brings along.
+        train_retries: how often the compiled package has a failed training tried again.
+        card: Markdown file to write, with the settings of the run and the warnings.
 
     Returns:
-        The training runs, arm by arm for each seed: ``[{"arm": {...}, "seed": 0}, ...]``; none for ``evaluate``.
+        The training runs, seed by seed and arm by arm, the checked settings of each step, the inputs' identities.
 
     Raises:
-        ConfigError: every key that is unknown or whose value is not allowed, or settings that contradict each other.
-        DataError: fewer generated problems than a training step needs.
+        ConfigError, DataError, CheckpointError, StorageError: everything that cannot work, and how to mend it.
     """
     with reported("validate-inputs"):
-        if pipeline not in PIPELINES:
-            raise ConfigError(f"unknown pipeline {pipeline!r}; there are {', '.join(sorted(PIPELINES))}.")
-        config = parse(PIPELINES[pipeline], parameters, source=f"parameters of the {pipeline} pipeline")
-        runs: list[Run] = []
-        if isinstance(config, ComparePipeline):
-            runs = [Run(arm=arm, seed=seed) for seed in config.seeds for arm in config.arms]
-        elif isinstance(config, TrainAndEvaluatePipeline):
-            runs = [Run(arm=config.arm, seed=config.seed)]
-        if isinstance(config, ComparePipeline | TrainAndEvaluatePipeline):
-            from progrpo.training.preflight import Findings, check_settings
+        from progrpo_components.cards import inputs_card
+        from progrpo_components.validation import validate
 
-            findings, source = Findings(), config.dataset.source
-            countdown = source if isinstance(source, CountdownSource) else None
-            check_settings(
-                [run.arm for run in runs],
-                config.train,
-                findings,
-                num_problems=countdown.num_train if countdown else None,
-                num_heldout=countdown.num_eval if countdown else None,
+        found = validate(pipeline, form, preset=preset or {}, train_retries=train_retries)
+        if card is not None:
+            model, dataset = found.checkpoint.model, found.dataset
+            text = inputs_card(
+                pipeline,
+                found.settings.model_dump(mode="json", exclude_none=True),
+                runs=found.resolved.runs,
+                checkpoint={"model": model.name, "parameters": model.num_parameters} if model else {},
+                dataset={"training problems": dataset.num_train, "held-out problems": dataset.num_heldout},
+                warnings=found.findings.warnings,
             )
-            findings.log_and_raise()
-        return [run.model_dump(mode="json", exclude_none=True) for run in runs]
+            card.write_text(text, encoding="utf-8")
+        return found.resolved
+
+
+def finish(pipeline: str, *, experiment: str, run_id: str, state: str, error: str = "") -> str:
+    """End what a pipeline run left open in MLflow; the last step of every run, however it went.
+
+    Args:
+        pipeline: its name.
+        experiment: MLflow experiment.
+        run_id: of the pipeline run.
+        state: how it ended, as KFP says: SUCCEEDED, FAILED or CANCELLED.
+        error: of the task that failed.
+
+    Returns:
+        Markdown that says how it ended.
+    """
+    from progrpo_components.cards import run_card
+    from progrpo_components.tracking import close_runs
+
+    run_id = os.environ.get(RUN_ID_VARIABLE, run_id)
+    closed = close_runs(experiment=experiment, pipeline_run_id=run_id, status=state)
+    return run_card(pipeline, run_id=run_id, state=state, error=error, closed=closed)
 
 
 def prepare_dataset(config: Mapping[str, Any], *, output: Path) -> Manifest:
@@ -158,10 +191,10 @@ def train(
     arm, seed = parsed.arm, parsed.seed
     with reported("train", arm=arm.name, seed=seed, output=output) as progress:
         settings = parse(TrainConfig, config, source="train")
-        _check_artifacts({"dataset": dataset, "checkpoint": checkpoint})
+        inputs = _check_artifacts({"dataset": dataset, "checkpoint": checkpoint})
         launches = nodes is not None or settings.distributed.num_processes > 1  # then this process watches its ranks
         trains = () if launches else ("progrpo.training.trainer", "progrpo.training.train")
-        _preload(*trains, *_tracking_modules(tracking))
+        _preload(*trains)
         library_train: Callable[..., Manifest]
         if launches:
             from progrpo.training.launch import launch
@@ -170,12 +203,13 @@ def train(
         else:
             from progrpo.training.train import train as library_train
 
-        with _tracker(tracking, arm.name, seed) as tracker:
+        tags = {"progrpo.algorithm": arm.algorithm.type, **inputs}
+        with _tracker(tracking, "train", output, arm.name, seed, tags, system_metrics=True) as tracker:
             sinks = []
             if tracker is not None:
                 tracker.log_params(parsed.model_dump(mode="json"))
-                tracker.log_params(settings.model_dump(mode="json"), prefix="train.")
-                tracker.log_dataset(dataset)
+                tracker.log_config("train", settings.model_dump(mode="json"))
+                tracker.log_dataset(dataset, contexts={"train": "training", "eval": "evaluation"})
                 sinks.append(tracker)
             manifest = library_train(
                 arm,
@@ -188,9 +222,13 @@ def train(
                 sinks=sinks,
                 progress=progress,
             )
-            if tracker is not None and "train_wall_time_s" in manifest.metadata:
-                tracker.log_metrics({TRAIN_WALL_TIME: float(manifest.metadata["train_wall_time_s"])})
-        return manifest
+            if tracker is not None:
+                if "train_wall_time_s" in manifest.metadata:
+                    tracker.log_metrics({TRAIN_WALL_TIME: float(manifest.metadata["train_wall_time_s"])})
+                trained = read_manifest(output / "checkpoint", "checkpoint", verify=False)
+                tracker.set_tags({"progrpo.trained_checkpoint_digest": trained.digest})
+                tracker.log_record("training", output)
+        return _with_run(manifest, tracker)
 
 
 def launch_train(
@@ -261,16 +299,18 @@ def evaluate(
     arm_name, seed = (run.arm.name, run.seed) if run else (START, None)
     with reported("evaluate", arm=arm_name, seed=seed, output=output) as progress:
         settings = parse(EvaluateConfig, config, source="evaluation")
-        _check_artifacts({"dataset": dataset})
+        inputs = _check_artifacts({"dataset": dataset})
         _preload(
             "progrpo.generation.transformers_engine",
             "transformers:AutoModelForCausalLM",
             "progrpo.evaluation.evaluate",
-            *_tracking_modules(tracking),
         )
         from progrpo.evaluation.evaluate import evaluate as library_evaluate
 
-        with _tracker(tracking, arm_name, seed) as tracker:
+        tags = (
+            {"progrpo.algorithm": run.arm.algorithm.type} if run else inputs | _check_artifacts({"checkpoint": model})
+        )
+        with _tracker(tracking, "evaluate", output, arm_name, seed, tags, system_metrics=True) as tracker:
             manifest = library_evaluate(
                 settings,
                 dataset=dataset,
@@ -282,11 +322,12 @@ def evaluate(
                 progress=progress,
             )
             if tracker is not None:
-                tracker.log_params(settings.model_dump(mode="json"), prefix="evaluation.")
+                tracker.log_config("evaluation", settings.model_dump(mode="json"))
                 if run is None:
-                    tracker.log_dataset(dataset)
+                    tracker.log_dataset(dataset, contexts={"eval": "evaluation"})
                 tracker.log_metrics(read_metrics(output))
-        return manifest
+                tracker.log_record("evaluation", output)
+        return _with_run(manifest, tracker)
 
 
 def compare(
@@ -295,35 +336,40 @@ def compare(
     evaluations: Sequence[Path],
     trainings: Sequence[Path] = (),
     output: Path,
+    names: Mapping[Path, str] | None = None,
     tracking: Tracking | None = None,
 ) -> Manifest:
-    """Compare evaluations, and log the report into an MLflow run of its own, named after the pipeline run.
+    """Compare evaluations, and log the report into the MLflow run of the pipeline run, which ends with it.
 
     Args:
         config: a :class:`progrpo.config.CompareConfig`.
         evaluations: evaluation artifacts.
         trainings: the training runs behind them, for curves and wall times.
         output: directory of the comparison.
+        names: of the arms of some evaluations and training runs, where their own will not do; given, if only as {},
+            where they were made by other pipeline runs.
         tracking: the pipeline run it belongs to; None: nowhere.
     """
     with reported("compare", output=output) as progress:
         settings = parse(CompareConfig, config, source="comparison")
-        _preload("progrpo.comparison.compare", "plotly.graph_objects", "matplotlib", *_tracking_modules(tracking))
+        _preload("progrpo.comparison.compare", "plotly.graph_objects", "matplotlib")
         from progrpo.comparison.compare import compare as library_compare
 
-        with _tracker(tracking, COMPARISON, None) as tracker:
+        with _tracker(tracking, "compare", output) as tracker:
             manifest = library_compare(
-                settings, evaluations=evaluations, trainings=trainings, output=output, progress=progress
+                settings, evaluations=evaluations, trainings=trainings, output=output, names=names, progress=progress
             )
-            if tracker is not None:
-                tracker.log_params(settings.model_dump(mode="json"), prefix="comparison.")
+            if tracker is not None and tracking is not None:
+                if names is None:  # else they come from other pipeline runs, whose summary runs have all of it
+                    tracker.log_summaries(summaries_of(tracking.locate("compare"), evaluations, trainings))
+                tracker.log_config("comparison", settings.model_dump(mode="json"))
                 from progrpo_components.promotion import read_gate
 
                 tracker.log_metrics(read_comparison_metrics(output))
                 if (gate := read_gate(output)) is not None:
                     tracker.set_tags({"progrpo.gate": gate.outcome, "progrpo.gate_reason": gate.reason[:5000]})
                 tracker.log_artifacts(output)
-        return manifest
+        return _with_run(manifest, tracker)
 
 
 def promote(*, comparison: Path, training_uri: str, output: Path, tracking: Tracking | None = None) -> Manifest:
@@ -345,13 +391,11 @@ def promote(*, comparison: Path, training_uri: str, output: Path, tracking: Trac
         gate = read_gate(comparison)
         if gate is None:
             raise ConfigError(f"{comparison} was compared without a gate. Give comparison.gate, and compare again.")
-        _preload(*_tracking_modules(tracking))
         registration = None
-        if tracking is not None and _tracking_modules(tracking):
-            with _tracker(tracking, gate.candidate, gate.seed) as tracker:
-                pass  # found; the training is no failure where its registration is one
-            tags = {"progrpo.pipeline_run_id": tracking.run_id}
-            registration = register_candidate(tracker, gate, training_uri, tags)
+        if tracking is not None and not is_off():
+            _preload("mlflow:MlflowClient")
+            summary = tracking.locate("promote", gate.candidate, gate.seed, own=True)
+            registration = register_candidate(summary, gate, training_uri, {"progrpo.pipeline_run_id": tracking.run_id})
         return finish(comparison, gate, registration, output)
 
 
@@ -382,12 +426,7 @@ def read_comparison_metrics(comparison: Path) -> dict[str, float]:
 
 def read_metrics(evaluation: Path) -> dict[str, float]:
     """Read the values of ``evaluation.json`` without their intervals, under names that MLflow and KFP take."""
-    metrics = json.loads((evaluation / "evaluation.json").read_text(encoding="utf-8"))["metrics"]
-    return {
-        name: float(value["value"] if isinstance(value, dict) else value)
-        for name, value in metrics.items()
-        if value is not None
-    }
+    return read_evaluation(evaluation)
 
 
 def describe(manifest: Manifest) -> dict[str, str | int | float]:
@@ -395,6 +434,13 @@ def describe(manifest: Manifest) -> dict[str, str | int | float]:
     scalars = {key: value for key, value in manifest.metadata.items() if isinstance(value, str | int | float)}
     inputs = {f"{name}_digest": digest for name, digest in manifest.inputs.items()}
     return {"digest": manifest.digest, "created_by": manifest.created_by, **inputs, **scalars}
+
+
+def _with_run(manifest: Manifest, tracker: Tracker | None) -> Manifest:
+    """Return what the KFP artifact shall show: the manifest, which stays as it was written, and the MLflow run."""
+    if tracker is None or tracker.run_id is None:
+        return manifest
+    return manifest.model_copy(update={"metadata": {**manifest.metadata, "mlflow_run_id": tracker.run_id}})
 
 
 def _run_of(model: Path) -> Run | None:
@@ -408,10 +454,13 @@ def _run_of(model: Path) -> Run | None:
     return parse(Run, values, source=str(model / MANIFEST_NAME))
 
 
-def _check_artifacts(inputs: Mapping[Kind, Path]) -> None:
-    """Refuse a wrong directory before the imports, which take seconds; the library checks the contents."""
-    for kind, directory in inputs.items():
-        read_manifest(directory, kind, verify=False)
+def _check_artifacts(inputs: Mapping[Kind, Path]) -> dict[str, str]:
+    """Refuse a wrong directory before the imports, which take seconds; the library checks the contents.
+
+    Returns:
+        The digests, as tags.
+    """
+    return {f"progrpo.{kind}_digest": read_manifest(path, kind, verify=False).digest for kind, path in inputs.items()}
 
 
 def _preload(*names: str) -> None:
@@ -435,28 +484,22 @@ def _preload(*names: str) -> None:
         gc.enable()
 
 
-def _tracking_modules(tracking: Tracking | None) -> tuple[str, ...]:
-    from progrpo_components.tracking import SWITCH
-
-    off = tracking is None or os.environ.get(SWITCH, "").lower() == "off"
-    return () if off else ("mlflow:MlflowClient",)
-
-
 @contextmanager
-def _tracker(tracking: Tracking | None, arm: str, seed: int | None) -> Iterator[Tracker | None]:
+def _tracker(
+    tracking: Tracking | None,
+    task: str,
+    output: Path,
+    arm: str | None = None,
+    seed: int | None = None,
+    tags: Mapping[str, str] | None = None,
+    *,
+    system_metrics: bool = False,
+) -> Iterator[Tracker | None]:
     if tracking is None:
         yield None
         return
     from progrpo_components.tracking import open_tracking
 
-    run_name = tracking.run_name or tracking.run_id
-    name = run_name if arm == COMPARISON else arm if seed is None else f"{arm}-seed{seed}"
-    with open_tracking(
-        experiment=tracking.experiment,
-        pipeline_run_id=tracking.run_id,
-        name=name,
-        arm=arm,
-        seed=seed,
-        tags={"progrpo.run_name": run_name},
-    ) as tracker:
+    place = tracking.locate(task, arm, seed, tags)
+    with open_tracking(place, output, system_metrics=system_metrics) as tracker:
         yield tracker

@@ -15,6 +15,8 @@ import typer
 from progrpo import __version__
 from progrpo.config import PIPELINES
 from progrpo.errors import ConfigError, PipelineError, ProGRPOError
+from progrpo_pipelines.commands import track
+from progrpo_pipelines.commands.compare_runs import compare_runs
 from progrpo_pipelines.commands.doctor import EPILOG as DOCTOR_EPILOG
 from progrpo_pipelines.commands.doctor import doctor
 from progrpo_pipelines.commands.reap import reap
@@ -54,6 +56,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(track.app, name="track")
 
 PresetOption = Annotated[str | None, typer.Option("--preset", help="Defaults for a purpose; see: progrpo presets.")]
 SetOption = Annotated[
@@ -199,8 +202,24 @@ def compile_(
     registry: Annotated[
         str | None, typer.Option(help="Registry and folder of the images.", envvar="PROGRPO_IMAGE_REGISTRY")
     ] = None,
+    backend: Annotated[
+        str, typer.Option(metavar="2.15|2.16|2.17", help="Kubeflow Pipelines that it must be accepted by.")
+    ] = "2.17",
+    kubernetes_manifests: Annotated[
+        bool, typer.Option("--kubernetes-manifests", help="Write Pipeline and PipelineVersion to apply, for GitOps.")
+    ] = False,
+    queue: Annotated[str | None, typer.Option(metavar="NAME", help="Kueue's local queue for every pod.")] = None,
+    priority_class: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Kueue's workload priority class; needs --queue.")
+    ] = None,
+    train_retries: Annotated[
+        int, typer.Option(min=0, max=10, help="Times a failed training is tried again; needs train.checkpointing.")
+    ] = 0,
 ) -> None:
-    """Compile pipelines to the YAML that Kubeflow takes."""
+    """Compile pipelines to the YAML that Kubeflow takes.
+
+    Example: progrpo compile compare --preset single-gpu --backend 2.16 --queue research --output packages
+    """
     from progrpo_components.images import REGISTRY_VARIABLE
     from progrpo_pipelines.presets import check_name
 
@@ -213,8 +232,15 @@ def compile_(
     if registry is not None:
         os.environ[REGISTRY_VARIABLE] = registry  # read where the components are defined
     from progrpo_pipelines.compiling import compile_all, compile_pipeline
+    from progrpo_pipelines.target import Target
 
-    paths = [compile_pipeline(pipeline, output, preset=preset)] if pipeline else compile_all(output)
+    target = Target(backend=backend, queue=queue, priority_class=priority_class, train_retries=train_retries)
+    if pipeline is None:
+        paths = compile_all(output, target, kubernetes_manifests=kubernetes_manifests)
+    else:
+        paths = [
+            compile_pipeline(pipeline, output, preset=preset, target=target, kubernetes_manifests=kubernetes_manifests)
+        ]
     for path in paths:
         typer.echo(str(path))
 
@@ -260,6 +286,7 @@ def rollouts(
 app.command("submit", epilog=SUBMIT_EPILOG)(submit)
 app.command("upload", epilog=UPLOAD_EPILOG)(upload)
 app.command("doctor", epilog=DOCTOR_EPILOG)(doctor)
+app.command("compare-runs")(compare_runs)
 
 
 @app.command()
@@ -268,7 +295,7 @@ def presets() -> None:
     from progrpo_pipelines.presets import describe_preset, preset_names
 
     for name in preset_names():
-        typer.echo(f"{name:<12} {describe_preset(name)}")
+        typer.echo(f"{name:<16} {describe_preset(name)}")
 
 
 app.command()(reap)

@@ -3,63 +3,104 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from progrpo import __version__
 from progrpo.config import PIPELINES
 from progrpo.manifest import write_atomic
 from progrpo.storage import make_directory
-from progrpo_pipelines.presets import arguments_of, preset_names, resolve
+from progrpo_components.form import LITERALS
+from progrpo_pipelines.presets import form_defaults, preset_names, preset_parameters
+from progrpo_pipelines.target import Target
+
+_DEFAULT = Target()
 
 
-def load_pipeline(name: str) -> Any:
-    """Return the KFP pipeline called ``name``."""
+def load_pipeline(name: str, preset: str | None = None, target: Target = _DEFAULT) -> Any:
+    """Return the KFP pipeline called ``name``, with what ``preset`` says as settings it brings along."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="google")  # a Python version's end of life
-        if name == "compare":
-            from progrpo_pipelines.compare import compare as pipeline
-        elif name == "evaluate":
-            from progrpo_pipelines.evaluate import evaluate as pipeline
-        else:
-            from progrpo_pipelines.train_and_evaluate import train_and_evaluate as pipeline
-    return pipeline
+        module = import_module(f"progrpo_pipelines.{name.replace('-', '_')}")
+        return module.build({} if preset is None else preset_parameters(preset, name), target)
 
 
-def compile_pipeline(name: str, output: Path, *, preset: str | None = None) -> Path:
-    """Write one compiled pipeline into the directory ``output`` and return its path."""
-    path = output / (f"{name}.yaml" if preset is None else f"{name}-{preset}.yaml")
-    arguments = arguments_of(resolve(name, preset=preset))
+def compile_pipeline(
+    name: str, output: Path, *, preset: str | None = None, target: Target = _DEFAULT, kubernetes_manifests: bool = False
+) -> Path:
+    """Write one compiled pipeline into the directory ``output`` and return its path.
+
+    Args:
+        name: of the pipeline.
+        output: directory; made if it is absent.
+        preset: whose settings the package brings along, and whose values are the form's defaults.
+        target: what is compiled for.
+        kubernetes_manifests: write a Pipeline and a PipelineVersion to apply to a cluster, not a package to upload.
+    """
+    package = name if preset is None else f"{name}-{preset}"
+    path = output / f"{package}.yaml"
     make_directory(output, name=f"--output {output}")
-    pipeline = load_pipeline(name)
+    pipeline = load_pipeline(name, preset, target)
 
     from kfp import compiler
 
-    compiler.Compiler().compile(pipeline, str(path), pipeline_parameters=arguments)
-    write_atomic(path, _with_sorted_header(path.read_text(encoding="utf-8")))
+    options: dict[str, Any] = {}
+    if kubernetes_manifests:
+        from kfp.compiler.compiler_utils import KubernetesManifestOptions
+
+        version = re.sub(r"[^a-z0-9.-]", "-", f"{package}-{__version__}".lower())
+        options["kubernetes_manifest_format"] = True
+        options["kubernetes_manifest_options"] = KubernetesManifestOptions(
+            pipeline_name=package, pipeline_version_name=version, include_pipeline_manifest=True
+        )
+    arguments = form_defaults(name, preset)
+    compiler.Compiler().compile(pipeline, str(path), pipeline_parameters=arguments, **options)
+    write_atomic(path, _finished(path.read_text(encoding="utf-8"), target))
     return path
 
 
-def compile_all(output: Path) -> list[Path]:
+def compile_all(output: Path, target: Target = _DEFAULT, *, kubernetes_manifests: bool = False) -> list[Path]:
     """Write every pipeline, and every pipeline with every preset, into ``output``."""
     return [
-        compile_pipeline(name, output, preset=preset)
+        compile_pipeline(name, output, preset=preset, target=target, kubernetes_manifests=kubernetes_manifests)
         for name in sorted(PIPELINES)
         for preset in (None, *preset_names())
     ]
 
 
-def _with_sorted_header(text: str) -> str:
-    """Rewrite the parameters in kfp's header comment: it prints structs in an order that changes with every process."""
-    lines = text.splitlines(keepends=True)
-    body = next(i for i, line in enumerate(lines) if not line.startswith("#"))
-    parameters = yaml.load("".join(lines[body:]).split("\n---\n")[0], Loader=yaml.CSafeLoader)["root"][
-        "inputDefinitions"
-    ]
-    defaults = {name: spec.get("defaultValue") for name, spec in parameters["parameters"].items()}
-    for i, line in enumerate(lines[:body]):
+def _finished(text: str, target: Target) -> str:
+    """Rewrite what kfp 2.17.0 writes: with the literals it cannot say yet, and a header that does not change.
+
+    It prints the structs of the header in an order that changes with every process.
+    """
+    header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    documents = list(yaml.load_all(text, Loader=yaml.CSafeLoader))
+    spec = next(spec for document in documents if (spec := _pipeline_spec(document)) is not None)
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    if target.has_literals:
+        for name, values in LITERALS.items():
+            if name in parameters:
+                parameters[name]["literals"] = list(values)
+    return _with_sorted_header(header, parameters) + yaml.dump_all(documents, Dumper=yaml.CSafeDumper, sort_keys=True)
+
+
+def _pipeline_spec(document: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the pipeline spec in a document of a package or of manifests; None if it holds none."""
+    if "root" in document:
+        return document
+    found: dict[str, Any] | None = document.get("spec", {}).get("pipelineSpec")
+    return found
+
+
+def _with_sorted_header(header: str, parameters: dict[str, Any]) -> str:
+    defaults = {name: spec.get("defaultValue") for name, spec in parameters.items()}
+    lines = header.splitlines(keepends=True)
+    for i, line in enumerate(lines):
         start, found, _ = line.partition(" [Default: ")
         name = start.removeprefix("#").strip().partition(":")[0]
         if found and name in defaults:

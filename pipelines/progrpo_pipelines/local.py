@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from progrpo.config import EvaluatePipeline, FileSource
+from progrpo.config import FileSource, PreparePipeline
 from progrpo.errors import ConfigError, PipelineError, StorageError
 from progrpo.manifest import write_atomic
 from progrpo.storage import localize, make_directory
@@ -65,7 +65,7 @@ class RunResult:
 
 def run_pipeline(
     name: str,
-    parameters: EvaluatePipeline,
+    parameters: PreparePipeline,
     directory: Path,
     *,
     console: Console,
@@ -140,7 +140,7 @@ def _containers(
     return ContainerSettings(environment[RUN_ID_VARIABLE], network, readable, writable)
 
 
-def _check_inputs(parameters: EvaluatePipeline) -> None:
+def _check_inputs(parameters: PreparePipeline) -> None:
     """Find what is missing on this machine before anything starts; S3 is asked by the step that reads from it."""
     uris: dict[str, str | None] = {"checkpoint.uri": parameters.checkpoint.uri}
     if isinstance(source := parameters.dataset.source, FileSource):

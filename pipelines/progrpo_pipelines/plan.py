@@ -18,15 +18,17 @@ from progrpo.config import (
     EvaluateConfig,
     EvaluatePipeline,
     FileSource,
+    PreparePipeline,
     TrainAndEvaluatePipeline,
     TrainConfig,
     method_of,
 )
 from progrpo.errors import ConfigError, StorageError
+from progrpo.inputs import Prompts, measure_prompts
 from progrpo.training.advice import readable_size
 from progrpo.training.devices import gpu_bytes, host_bytes
 from progrpo.training.estimate import FLOAT32, OPTIMIZER_BYTES, estimate_evaluation, num_adapter_parameters
-from progrpo.training.preflight import Findings, check_adapters, check_memory, check_prompts, check_settings
+from progrpo.training.preflight import Findings, check_adapters, check_memory, check_settings
 
 if TYPE_CHECKING:
     from progrpo.data.dataset import Problem
@@ -47,14 +49,6 @@ class Device:
     name: str
     num_bytes: int | None
     is_gpu: bool
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Lengths of rendered prompts in tokens; as far as they are known."""
-
-    longest: int | None = None
-    mean: float | None = None
 
 
 @dataclass
@@ -90,7 +84,7 @@ class Plan:
 
 def make_plan(
     pipeline: str,
-    parameters: EvaluatePipeline,
+    parameters: PreparePipeline,
     *,
     gpu: str | None = None,
     tokens_per_second: float | None = None,
@@ -106,8 +100,10 @@ def make_plan(
         read_dataset: render the prompts, if the dataset can be made here; else they are taken to be as long as allowed.
 
     Raises:
-        ConfigError: a GPU that is not known, or one for a run on a CPU.
+        ConfigError: a GPU that is not known, or one for a run on a CPU; a pipeline that uses neither.
     """
+    if not isinstance(parameters, EvaluatePipeline):
+        raise ConfigError(f"{pipeline} neither trains nor samples: there is nothing to plan. Plan what comes after it.")
     arms, num_seeds, train = _runs(parameters)
     plan = Plan(pipeline, _device(gpu, (train or parameters.evaluation).device))
     plan.num_runs = len(arms) * num_seeds
@@ -128,7 +124,9 @@ def make_plan(
         prompts = {EVALUATION: Prompts(), "train": Prompts()}
         if splits is not None and checkpoint is not None and plan.model is not None:
             with findings.collected():
-                prompts = _prompts(checkpoint, plan.model, parameters, train, splits)
+                prompts = measure_prompts(
+                    checkpoint, plan.model, parameters.evaluation, train, problems=splits[0], heldout=splits[1]
+                )
     device = plan.device
     if plan.model is not None:
         prompt_tokens = prompts[EVALUATION].longest
@@ -296,32 +294,6 @@ def _check_evaluation(plan: Plan, evaluation: EvaluateConfig, prompt_tokens: int
             f"{readable_size(device.num_bytes)}. Lower evaluation.batch_size (now {evaluation.batch_size}) or "
             f"evaluation.max_completion_tokens"
         )
-
-
-def _prompts(
-    checkpoint: Path,
-    model: Architecture,
-    parameters: EvaluatePipeline,
-    train: TrainConfig | None,
-    splits: tuple[list[Problem], list[Problem]],
-) -> dict[str, Prompts]:
-    """Render the prompts and check their lengths.
-
-    Raises:
-        CheckpointError, ConfigError, DataError: prompts that do not fit.
-    """
-    from progrpo.checkpoints.loading import check_room, context_length, load_tokenizer, render_prompts
-
-    tokenizer = load_tokenizer(checkpoint)
-    problems = splits[1][: parameters.evaluation.max_problems]
-    rendered = {EVALUATION: render_prompts(tokenizer, problems)}
-    check_room(problems, rendered[EVALUATION], parameters.evaluation.max_completion_tokens, context_length(checkpoint))
-    if train is not None:
-        rendered["train"] = check_prompts(checkpoint, tokenizer, model, train, splits[0])
-    lengths = {name: list(map(len, prompts)) for name, prompts in rendered.items()}
-    return {"train": Prompts()} | {
-        name: Prompts(max(counts), sum(counts) / len(counts)) for name, counts in lengths.items()
-    }
 
 
 def _written(train: TrainConfig, model: Architecture | None, uri: str) -> list[tuple[str, int, int | None]]:

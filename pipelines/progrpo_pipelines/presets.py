@@ -1,7 +1,6 @@
-"""Parameters of a pipeline run: defaults, then a preset, then a file, then ``--set``, each over the one before.
+"""Settings of a pipeline run: defaults, then a preset, then a file, then ``--set``, each over the one before.
 
-Mappings are merged key by key and lists replaced, except that a mapping with another ``type`` replaces the whole (an
-algorithm's or a source's keys mean nothing to another), and ``--set arms.1.algorithm.alpha=2`` reaches into a list.
+They are merged as :mod:`progrpo.config.merging` says; ``--set arms.1.algorithm.alpha=2`` reaches into a list.
 """
 
 from __future__ import annotations
@@ -15,15 +14,12 @@ from typing import Any
 
 import yaml
 
-from progrpo.config import PIPELINES, EvaluatePipeline, parse
+from progrpo.config import PIPELINES, PreparePipeline, merge, parse
 from progrpo.errors import ConfigError
+from progrpo_components import form
+from progrpo_components.form import defaults_of
 
 _PRESETS = resources.files("progrpo_pipelines") / "presets"
-
-
-def defaults_of(pipeline: str) -> dict[str, Any]:
-    """Return every parameter's default as JSON values; what is absent by default is left out (KFP knows no null)."""
-    return PIPELINES[pipeline]().model_dump(mode="json", exclude_none=True)
 
 
 def preset_names() -> list[str]:
@@ -42,8 +38,8 @@ def resolve(
     preset: str | None = None,
     params_file: Path | None = None,
     settings: Sequence[str] = (),
-) -> EvaluatePipeline:
-    """Return the checked parameters of a run.
+) -> PreparePipeline:
+    """Return the checked settings of a run.
 
     Args:
         pipeline: a name in :data:`progrpo.config.PIPELINES`.
@@ -67,18 +63,44 @@ def resolve(
     if settings:
         values = merge(values, _parse_settings(settings, values))
         sources.append("--set")
+    if preset is not None and (missing := required_fields(preset, pipeline) & _unset(pipeline, values)):
+        keys = " ".join(f"--set {form.PATHS[name]}=..." for name in sorted(missing))
+        raise ConfigError(f"preset {preset} is for a model and data of your own: give {keys}.")
     return parse(model, values, source=", ".join(sources))
 
 
-def arguments_of(parameters: EvaluatePipeline) -> dict[str, Any]:
-    """Return the parameters as arguments of the KFP pipeline."""
-    return parameters.model_dump(mode="json", exclude_none=True)
+def _unset(pipeline: str, values: Mapping[str, Any]) -> set[str]:
+    return {name for name, value in form.form_of(pipeline, values).items() if value == ""}
+
+
+def arguments_of(parameters: PreparePipeline, *, preset: str | None = None) -> dict[str, Any]:
+    """Return the settings of a run as arguments of the KFP pipeline: the form's fields and ``overrides``.
+
+    Args:
+        parameters: the settings.
+        preset: that the pipeline was compiled with.
+    """
+    pipeline = next(name for name, model in PIPELINES.items() if type(parameters) is model)
+    return form.arguments_of(pipeline, parameters, {} if preset is None else preset_parameters(preset, pipeline))
+
+
+def form_defaults(pipeline: str, preset: str | None = None) -> dict[str, Any]:
+    """Return the arguments that a compiled pipeline has as its defaults; what must be given is left out."""
+    brought = {} if preset is None else preset_parameters(preset, pipeline)
+    required = set() if preset is None else required_fields(preset, pipeline)
+    fields = form.form_of(pipeline, merge(defaults_of(pipeline), brought))
+    return {**{name: value for name, value in fields.items() if name not in required}, "overrides": {}}
 
 
 def preset_parameters(name: str, pipeline: str) -> dict[str, Any]:
-    """Return the part of a preset that ``pipeline`` has parameters for."""
+    """Return the part of a preset that ``pipeline`` has settings for."""
     parameters = _read_preset(name)["parameters"]
     return {key: value for key, value in parameters.items() if key in PIPELINES[pipeline].model_fields}
+
+
+def required_fields(name: str, pipeline: str) -> set[str]:
+    """Return the fields of the form that have no default in a preset."""
+    return set(form.REQUIRED[pipeline]) if _read_preset(name).get("own_inputs") else set()
 
 
 @cache
@@ -86,7 +108,7 @@ def _read_preset(name: str) -> dict[str, Any]:
     check_name("preset", name, preset_names())
     content = yaml.safe_load((_PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
     known = {field for model in PIPELINES.values() for field in model.model_fields}
-    assert set(content) == {"description", "parameters"}, name  # noqa: S101
+    assert set(content) - {"own_inputs"} == {"description", "parameters"}, name  # noqa: S101
     assert set(content["parameters"]) <= known, name  # noqa: S101
     return dict(content)
 
@@ -117,17 +139,6 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigError(f"{path} must hold a mapping of names to values, not a {type(content).__name__}.")
     return content
-
-
-def merge(base: Any, over: Any) -> Any:
-    """Return ``base`` overridden by ``over``; neither is changed."""
-    if not isinstance(over, Mapping):
-        return over
-    if isinstance(base, list) and over and all(key in range(len(base)) for key in over):
-        return [merge(item, over[i]) if i in over else item for i, item in enumerate(base)]
-    if not isinstance(base, Mapping) or over.get("type", base.get("type")) != base.get("type"):
-        base = {}
-    return {**base, **{key: merge(base.get(key), value) for key, value in over.items()}}
 
 
 def _parse_settings(settings: Sequence[str], base: Mapping[str, Any]) -> dict[str | int, Any]:

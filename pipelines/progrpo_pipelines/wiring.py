@@ -1,100 +1,70 @@
-"""What the pipelines share: their tasks, in order, and which of them may be cached."""
+"""What the pipelines share: their tasks, in order, where they run, and which may be cached or tried again."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from kfp import dsl
 
-from progrpo_components.compare.component import compare
-from progrpo_components.evaluate.component import evaluate
+from progrpo_components.evaluate.component import evaluate_checkpoint
+from progrpo_components.finish.component import finish
 from progrpo_components.import_checkpoint.component import import_checkpoint
 from progrpo_components.prepare_dataset.component import prepare_dataset
-from progrpo_components.promote.component import promote
-from progrpo_components.train.component import train
 from progrpo_components.validate_inputs.component import validate_inputs
-
-# Two at a time: what kfp.local allows at most, and two one-thread workers beat one with two threads.
-PARALLELISM = 2
+from progrpo_pipelines.placement import place_on_cpu, place_on_gpu
+from progrpo_pipelines.target import Target
 
 Task = Any  # kfp.dsl.PipelineTask; a pipeline parameter is a channel while a pipeline is traced
 
-
-def validate(pipeline: str, **parameters: Any) -> Task:
-    """Check the parameters first; nothing else starts before."""
-    task = validate_inputs(pipeline=pipeline, **parameters)
-    return task.set_display_name("Validate inputs").set_caching_options(False)
+MINUTE, HOUR = 60, 3600
 
 
-def prepare(dataset: Any, checkpoint: Any, *, after: Task) -> tuple[Task, Task]:
-    """Make the dataset and the checkpoint artifact; the only tasks whose results may come from the cache."""
-    data = prepare_dataset(config=dataset).set_display_name("Prepare dataset").after(after)
-    model = import_checkpoint(config=checkpoint).set_display_name("Import checkpoint").after(after)
-    return data.set_caching_options(True), model.set_caching_options(True)
+@contextmanager
+def finished(pipeline: str, target: Target, experiment: Any) -> Iterator[None]:
+    """Run ``finish`` after the tasks of the block, however they end; not after Terminate, which skips exit handlers."""
+    task = finish(pipeline=pipeline, experiment=experiment, run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER)
+    task.set_display_name("Finish").set_caching_options(False)
+    place_on_cpu(task, "finish", target, timeout_s=15 * MINUTE, memory="2Gi")
+    with dsl.ExitHandler(task, name="Run"):
+        yield
 
 
-def measure(model: Any, *, name: str, dataset: Task, evaluation: Any, experiment: Any) -> Task:
-    """Evaluate a checkpoint or a training run."""
-    task = evaluate(
-        config=evaluation,
+def validate(pipeline: str, preset: Mapping[str, Any], target: Target, **form: Any) -> Task:
+    """Resolve and check the form first; every other task gets its settings from here, and none starts before."""
+    task = validate_inputs(pipeline=pipeline, preset=dict(preset), train_retries=target.train_retries, **form)
+    task.set_display_name("Validate inputs").set_caching_options(False)
+    return place_on_cpu(task, "validate-inputs", target, timeout_s=30 * MINUTE)
+
+
+def prepare(checked: Task, target: Target) -> tuple[Task, Task]:
+    """Make the dataset and the checkpoint artifact.
+
+    The only tasks whose results may come from the cache, whose key holds the identity of what lies at the URIs, and
+    that are always tried again: they only read, and write a directory that appears whole or not at all.
+    """
+    data = prepare_dataset(config=checked.outputs["dataset"], identity=checked.outputs["dataset_identity"])
+    data.set_display_name("Prepare dataset")
+    model = import_checkpoint(config=checked.outputs["checkpoint"], identity=checked.outputs["checkpoint_identity"])
+    model.set_display_name("Import checkpoint")
+    for task, step, memory in ((data, "prepare-dataset", "8Gi"), (model, "import-checkpoint", "16Gi")):
+        task.set_caching_options(True)
+        task.set_retry(2, backoff_duration="30s", backoff_factor=2, backoff_max_duration="300s")
+        place_on_cpu(task, step, target, timeout_s=6 * HOUR, memory=memory)
+    return data, model
+
+
+def measure(
+    model: Any, *, name: str, dataset: Any, settings: Mapping[str, Any], experiment: Any, target: Target
+) -> Task:
+    """Evaluate a checkpoint or a training run; ``settings`` holds ``evaluation`` and the placement."""
+    task = evaluate_checkpoint(
+        config=settings["evaluation"],
         experiment=experiment,
         run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-        dataset=dataset.outputs["dataset"],
+        dataset=dataset,
         model=model,
     )
-    return task.set_display_name(name).set_caching_options(False)
-
-
-def train_and_compare(
-    runs: Any,
-    *,
-    dataset: Task,
-    checkpoint: Task,
-    train_config: Any,
-    evaluation: Any,
-    comparison: Any,
-    experiment: Any,
-) -> Task:
-    """Train and evaluate every run, evaluate the checkpoint they start from, compare, and promote if there is a gate.
-
-    Args:
-        runs: channel of validate-inputs' list of ``{arm, seed}``.
-        dataset: the prepare-dataset task.
-        checkpoint: the import-checkpoint task.
-        train_config: parameter with the training configuration.
-        evaluation: parameter with the evaluation configuration.
-        comparison: parameter with the comparison configuration.
-        experiment: parameter with the MLflow experiment.
-    """
-    measured = {"dataset": dataset, "evaluation": evaluation, "experiment": experiment}
-    start = measure(checkpoint.outputs["checkpoint"], name="Evaluate start checkpoint", **measured)
-    with dsl.ParallelFor(runs, name="Training runs", parallelism=PARALLELISM) as run:
-        trained = train(
-            run=run,
-            config=train_config,
-            experiment=experiment,
-            run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-            dataset=dataset.outputs["dataset"],
-            checkpoint=checkpoint.outputs["checkpoint"],
-        )
-        trained.set_display_name("Train").set_caching_options(False)
-        evaluated = measure(trained.outputs["training"], name="Evaluate", **measured)
-    task = compare(
-        config=comparison,
-        experiment=experiment,
-        run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-        start=start.outputs["evaluation"],
-        evaluations=dsl.Collected(evaluated.outputs["evaluation"]),
-        trainings=dsl.Collected(trained.outputs["training"]),
-    )
-    task.set_display_name("Compare").set_caching_options(False)
-    # kfp.local resolves a condition on an output only where that is a return value.
-    with dsl.If(task.outputs["Output"] != "none", name="There is a gate"):
-        promoted = promote(
-            training_uri=task.outputs["candidate_uri"],
-            experiment=experiment,
-            run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-            comparison=task.outputs["comparison"],
-        )
-        promoted.set_display_name("Promote").set_caching_options(False)
-    return task
+    task.set_display_name(name).set_caching_options(False)
+    return place_on_gpu(task, "evaluate", target, settings)

@@ -65,7 +65,7 @@ def test_a_users_mistake_in_the_data_is_the_message(tmp_path):
     command += ["--set", f"dataset.source={{type: file, train_uri: {data}, task: exact}}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: prepare-dataset failed: ")
+    assert done.stderr.startswith("error: validate-inputs failed: dataset: ")
     for part in (str(data), "answer", "solution"):
         assert part in done.stderr
     assert "Traceback" not in done.stderr + done.stdout

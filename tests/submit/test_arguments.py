@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from progrpo.errors import ConfigError
+from progrpo_components.form import read_form
+from progrpo_pipelines.presets import defaults_of, preset_parameters, resolve
 from progrpo_pipelines.submit.package import Parameter, load_package
 
 TYPES = {
@@ -131,13 +133,24 @@ def test_unknown_pipeline_names_the_closest(submit):
 
 
 def test_pipeline_by_name_is_compiled_with_its_preset(recorder, submit):
-    """What is sent by name is what the compiled file of that preset holds, with resolved arguments."""
-    done = submit("--preset", "smoke", "--set", "experiment=2024", package="evaluate")
+    """The first task makes of what is sent the settings that were asked for, also where one undoes the preset's."""
+    settings = ("experiment=2024", "evaluation.top_p=0.95", "evaluation.num_samples=3")
+    assert (
+        preset_parameters("smoke", "evaluate")["evaluation"]["top_p"] != defaults_of("evaluate")["evaluation"]["top_p"]
+    )
+    done = submit("--preset", "smoke", *(text for item in settings for text in ("--set", item)), package="evaluate")
     assert done.code == 0, done.err
     (body,) = recorder.posted("/runs")
-    assert body["runtime_config"]["parameters"]["experiment"] == "2024"
-    spec = body["pipeline_spec"].get("pipeline_spec", body["pipeline_spec"])
-    assert spec["pipelineInfo"]["name"] == "evaluate"
+    assert body["pipeline_spec"]["pipeline_spec"]["pipelineInfo"]["name"] == "evaluate"
+    sent = read_form("evaluate", body["runtime_config"]["parameters"], preset_parameters("smoke", "evaluate"))
+    assert sent == resolve("evaluate", preset="smoke", settings=settings)
+
+
+def test_pipeline_by_name_is_compiled_for_the_backend(recorder, submit):
+    for backend in ("2.15", "2.17"):
+        assert submit("--preset", "smoke", "--backend", backend, package="evaluate").code == 0
+    old, new = (json.dumps(body["pipeline_spec"]) for body in recorder.posted("/runs"))
+    assert ("literals" in old, "literals" in new) == (False, True)
 
 
 def test_no_cache_reaches_every_task(recorder, submit, package_path):
@@ -161,6 +174,8 @@ def test_dry_run_sends_nothing(recorder, progrpo, package_path):
         (["--upload", "--no-cache"], "--no-cache changes the package"),
         (["--pipeline-version", "1"], "give --upload as well"),
         (["--preset", "smoke"], "--preset belongs to the name of a pipeline"),
+        (["--backend", "2.16"], "--backend belongs to the name of a pipeline"),
+        (["--priority-class", "high"], "--priority-class belongs to the name of a pipeline"),
         (["--idempotency-key", "a b"], "allowed are up to 128 letters"),
         (["--params-file", "missing.yaml"], "cannot read missing.yaml"),
     ],

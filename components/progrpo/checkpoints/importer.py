@@ -112,21 +112,8 @@ def write_checkpoint(
 
 
 def _copy(source: Path, directory: Path, config: CheckpointConfig) -> None:
-    if not source.is_dir():
-        raise CheckpointError(
-            f"{config.uri} is a file. Give a Hugging Face directory (config.json, safetensors weights, tokenizer) "
-            f"or a .gguf file."
-        )
-    if (source / MANIFEST_NAME).is_file():
-        read_manifest(source, "checkpoint")
-    settings = read_config(source)
-    if settings.get("quantization_config"):
-        raise CheckpointError(f"{config.uri} is quantized and cannot be trained. Give the unquantized checkpoint.")
+    settings = _check_copyable(source, config, verify=True)
     names = [name for name in COPIED if (source / name).is_file()]
-    for name in names:
-        if name.endswith(".json"):
-            read_json(source / name)
-    read_tensors(source)
     for name in names:
         shutil.copyfile(source / name, directory / name)
     for name in _shards(source):
@@ -136,6 +123,41 @@ def _copy(source: Path, directory: Path, config: CheckpointConfig) -> None:
             cast_file(source / name, directory / name, config.dtype)
     if config.dtype != "keep":
         _record_dtype(directory, settings, config.dtype)
+
+
+def check_importable(source: Path, config: CheckpointConfig) -> None:
+    """Check everything of a checkpoint that :func:`import_checkpoint` would refuse, without reading its tensors.
+
+    Args:
+        source: directory as :func:`progrpo.checkpoints.peek.peek` gives it, or a file.
+        config: what it is to be imported as. Of a GGUF file nothing is known before it is converted.
+
+    Raises:
+        CheckpointError: incomplete, unsafe or unusable.
+        ManifestError: its manifest is of something else.
+    """
+    if _gguf_file(source, config.uri) is None:
+        _check_copyable(source, config, verify=False)
+        _check_usable(source, config)
+
+
+def _check_copyable(source: Path, config: CheckpointConfig, *, verify: bool) -> dict[str, Any]:
+    """Check the files that are copied, and return ``config.json``; ``verify`` compares them with a manifest."""
+    if not source.is_dir():
+        raise CheckpointError(
+            f"{config.uri} is a file. Give a Hugging Face directory (config.json, safetensors weights, tokenizer) "
+            f"or a .gguf file."
+        )
+    if (source / MANIFEST_NAME).is_file():
+        read_manifest(source, "checkpoint", verify=verify)
+    settings = read_config(source)
+    if settings.get("quantization_config"):
+        raise CheckpointError(f"{config.uri} is quantized and cannot be trained. Give the unquantized checkpoint.")
+    for name in COPIED:
+        if name.endswith(".json") and (source / name).is_file():
+            read_json(source / name)
+    read_tensors(source)
+    return settings
 
 
 def _shards(source: Path) -> list[str]:

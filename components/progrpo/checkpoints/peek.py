@@ -44,7 +44,10 @@ def peek(uri: str, destination: Path) -> Path:
                 path.write_bytes(_header(client, bucket, prefix + name, size))
                 with path.open("r+b") as file:
                     file.truncate(size)
-            elif path.suffix not in UNSAFE_SUFFIXES and size <= _MAX_FILE:
+            elif path.suffix in (*UNSAFE_SUFFIXES, ".gguf"):  # that it is there is all that is looked at
+                with path.open("wb") as file:
+                    file.truncate(size)
+            elif size <= _MAX_FILE:
                 client.download_file(bucket, prefix + name, str(path))
     return destination
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from progrpo.comparison.ability import ability_results, ability_warnings
@@ -35,6 +35,7 @@ def compare(
     evaluations: Sequence[Path],
     trainings: Sequence[Path],
     output: Path,
+    names: Mapping[Path, str] | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Compare evaluated arms and write a comparison artifact.
@@ -45,14 +46,16 @@ def compare(
         trainings: the training runs behind them, for curves and configurations; may be empty or incomplete.
         output: written: comparison.json, report.html, summary.md, table.csv, table.tex, plots/*.png, with a gate
             gate.json and, last, manifest.json.
+        names: of the arms of some evaluations and training runs, where their own will not do.
         progress: told how many arms are estimated.
 
     Raises:
         ComparisonError: evaluations that may not be compared; the message names both sides.
         ManifestError: an unfinished or changed artifact.
     """
-    read = [read_evaluation(path) for path in evaluations]
-    runs = [read_training(path) for path in trainings]
+    names = names or {}
+    read = [read_evaluation(path, arm=names.get(path)) for path in evaluations]
+    runs = [read_training(path, arm=names.get(path)) for path in trainings]
     by_run = check_trainings(runs)
     check_comparable(read, config.baseline)
     by_arm = _group(read, config.baseline)

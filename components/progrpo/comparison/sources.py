@@ -146,8 +146,12 @@ class Training:
         return f"{self.arm} seed {self.seed}"
 
 
-def read_evaluation(directory: Path) -> Evaluation:
+def read_evaluation(directory: Path, *, arm: str | None = None) -> Evaluation:
     """Read one evaluation artifact and check that its files agree with each other.
+
+    Args:
+        directory: the artifact.
+        arm: name of its arm in this comparison; None: its own.
 
     Raises:
         ManifestError: the artifact is not finished or was changed.
@@ -178,6 +182,8 @@ def read_evaluation(directory: Path) -> Evaluation:
             f"{directory / 'samples.parquet'} has {len(table.problem_ids)} problems and {table.num_samples} "
             f"completions of each, {path.name} says {summary.num_problems} and {summary.num_samples}. Evaluate again."
         )
+    if arm is not None:
+        summary = summary.model_copy(update={"arm": arm})
     return Evaluation(directory, summary, manifest.digest, manifest.config, table)
 
 
@@ -211,11 +217,15 @@ def read_prompts(directory: Path, problem_ids: Sequence[str] | None = None) -> d
     }
 
 
-def read_training(directory: Path) -> Training:
+def read_training(directory: Path, *, arm: str | None = None) -> Training:
     """Read a training run's configuration and metrics.
 
     Only ``metrics.jsonl`` is checked against the manifest: digesting gigabytes of weights that are not used here
     would take longer than the comparison.
+
+    Args:
+        directory: the artifact, or its manifest, metrics and the checkpoint's manifest alone.
+        arm: name of its arm in this comparison; None: its own.
 
     Raises:
         ManifestError: the run is not finished, or its metrics were changed.
@@ -226,14 +236,14 @@ def read_training(directory: Path) -> Training:
     entry = manifest.files.get(path.name)
     if entry is None or not path.is_file() or sha256_file(path) != entry.sha256:
         raise ManifestError(f"{path} is missing or differs from its manifest. Copy or make the artifact again.")
-    arm, seed = manifest.config.get("arm"), manifest.config.get("seed")
-    if not isinstance(arm, dict) or "name" not in arm or not isinstance(seed, int):
+    trained, seed = manifest.config.get("arm"), manifest.config.get("seed")
+    if not isinstance(trained, dict) or "name" not in trained or not isinstance(seed, int):
         raise ComparisonError(
-            f"{directory / MANIFEST_NAME}: config must hold arm.name and seed, got arm {arm!r} and seed {seed!r}."
+            f"{directory / MANIFEST_NAME}: config must hold arm.name and seed, got arm {trained!r} and seed {seed!r}."
         )
     return Training(
         directory=directory,
-        arm=arm["name"],
+        arm=arm or trained["name"],
         seed=seed,
         digest=manifest.digest,
         inputs=manifest.inputs,

@@ -32,7 +32,15 @@ from progrpo.config.data import CheckpointConfig, CountdownSource, DatasetConfig
 from progrpo.config.engine import Engine, TransformersEngineConfig, VLLMEngineConfig
 from progrpo.config.evaluation import AbilityConfig, CompareConfig, EvaluateConfig
 from progrpo.config.gate import LOWER_IS_BETTER, Better, GateConfig, GateRule, Keeps, KeepsAbility, NotWorse, Outcome
-from progrpo.config.pipelines import PIPELINES, ComparePipeline, EvaluatePipeline, TrainAndEvaluatePipeline
+from progrpo.config.merging import difference, merge
+from progrpo.config.pipelines import (
+    PIPELINES,
+    ComparePipeline,
+    EvaluatePipeline,
+    PreparePipeline,
+    TrainAndEvaluatePipeline,
+)
+from progrpo.config.placement import PlacementConfig
 from progrpo.config.reading import parse
 from progrpo.config.training import CheckpointingConfig, DistributedConfig, HeldoutConfig, LoRAConfig, TrainConfig
 from progrpo.config.trainjob import TrainJobConfig
@@ -83,6 +91,8 @@ __all__ = [
     "Outcome",
     "OverlongPenalty",
     "PassK",
+    "PlacementConfig",
+    "PreparePipeline",
     "ProGRPO",
     "TrainAndEvaluatePipeline",
     "TrainConfig",
@@ -90,6 +100,8 @@ __all__ = [
     "TransformersEngineConfig",
     "Unlikeliness",
     "VLLMEngineConfig",
+    "difference",
+    "merge",
     "method_of",
     "parse",
 ]

@@ -1,4 +1,4 @@
-"""Parameters of the pipelines: the fields are the parameters of the KFP pipeline of the same name."""
+"""Settings of the pipelines: what ``progrpo run --set`` and the ``overrides`` of the Kubeflow form speak."""
 
 from __future__ import annotations
 
@@ -11,25 +11,36 @@ from progrpo.config.base import MAX_SEED, START, Config
 from progrpo.config.data import CheckpointConfig, DatasetConfig
 from progrpo.config.evaluation import CompareConfig, EvaluateConfig
 from progrpo.config.gate import KeepsAbility
+from progrpo.config.placement import PlacementConfig
 from progrpo.config.training import TrainConfig
+from progrpo.config.trainjob import TrainJobConfig
+
+_TRAINJOB = "how several nodes train, in packages of preset multi-node; absent: the pod of the step trains"
 
 
-class EvaluatePipeline(Config):
-    """Parameters of the ``evaluate`` pipeline."""
+class PreparePipeline(Config):
+    """Settings of the ``prepare`` pipeline: what every pipeline starts from."""
 
     checkpoint: CheckpointConfig = CheckpointConfig()
     dataset: DatasetConfig = DatasetConfig()
+
+
+class EvaluatePipeline(PreparePipeline):
+    """Settings of the ``evaluate`` pipeline."""
+
     evaluation: EvaluateConfig = EvaluateConfig()
     experiment: str = Field("progrpo", min_length=1, max_length=200, description="MLflow experiment")
+    placement: PlacementConfig = PlacementConfig()
 
 
 class TrainAndEvaluatePipeline(EvaluatePipeline):
-    """Parameters of the ``train-and-evaluate`` pipeline: one arm, one seed."""
+    """Settings of the ``train-and-evaluate`` pipeline: one arm, one seed."""
 
     arm: Arm = Arm(name="progrpo", algorithm=ProGRPO())
     comparison: CompareConfig = CompareConfig(baseline=START)
     seed: int = Field(0, ge=0, le=MAX_SEED)
     train: TrainConfig = TrainConfig()
+    trainjob: TrainJobConfig | None = Field(None, description=_TRAINJOB)
 
     @model_validator(mode="after")
     def _baseline_exists(self) -> TrainAndEvaluatePipeline:
@@ -38,7 +49,7 @@ class TrainAndEvaluatePipeline(EvaluatePipeline):
 
 
 class ComparePipeline(EvaluatePipeline):
-    """Parameters of the ``compare`` pipeline: arms x seeds, the main job."""
+    """Settings of the ``compare`` pipeline: arms x seeds, the main job."""
 
     arms: tuple[Arm, ...] = Field(
         (Arm(name="grpo", algorithm=GRPO()), Arm(name="progrpo", algorithm=ProGRPO())), min_length=1
@@ -46,6 +57,7 @@ class ComparePipeline(EvaluatePipeline):
     comparison: CompareConfig = CompareConfig()
     seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field((0, 1), min_length=1)
     train: TrainConfig = TrainConfig()
+    trainjob: TrainJobConfig | None = Field(None, description=_TRAINJOB)
 
     @model_validator(mode="after")
     def _unique(self) -> ComparePipeline:
@@ -85,8 +97,9 @@ def _check_comparison(
             )
 
 
-PIPELINES: dict[str, type[EvaluatePipeline]] = {
+PIPELINES: dict[str, type[PreparePipeline]] = {
     "compare": ComparePipeline,
     "evaluate": EvaluatePipeline,
+    "prepare": PreparePipeline,
     "train-and-evaluate": TrainAndEvaluatePipeline,
 }

@@ -159,18 +159,7 @@ def _read_file(
     uri: str, config: DatasetConfig, source: FileSource, report: Report, scratch: Path
 ) -> list[tuple[str, Problem]]:
     """Return the usable rows of a file with their places."""
-    name = PurePosixPath(uri).name
-    local = localize(uri, scratch)
-    problems: list[tuple[str, Problem]] = []
-    dropped = Report()
-    rows = read_rows(local, name=uri, columns=(source.prompt_column, source.answer_column))
-    for place, row in islice(rows, source.max_rows):
-        dropped.rows_read += 1
-        try:
-            problems.append((place, _row_problem(row, config, source, name)))
-        except _RowError as error:
-            dropped.drop(place, *error.args)
-    problems = _with_readable_answers(problems, source, dropped)
+    problems, dropped = usable_rows(localize(uri, scratch), uri, config, source)
     report.add(dropped)
     read, unusable = dropped.rows_read, dropped.rows_read - len(problems)
     if not read:
@@ -182,6 +171,33 @@ def _read_file(
             f"{config.max_dropped_frac:g} allows. The first:{shown}\nCorrect them, or raise max_dropped_frac."
         )
     return problems
+
+
+def usable_rows(
+    path: Path, uri: str, config: DatasetConfig, source: FileSource
+) -> tuple[list[tuple[str, Problem]], Report]:
+    """Return the usable rows of a local file with their places, and what was left out.
+
+    Args:
+        path: the file.
+        uri: what messages call it.
+        config: the dataset's settings.
+        source: those of its files.
+
+    Raises:
+        DataError: an unreadable file or a missing column.
+    """
+    name = PurePosixPath(uri).name
+    problems: list[tuple[str, Problem]] = []
+    dropped = Report()
+    rows = read_rows(path, name=uri, columns=(source.prompt_column, source.answer_column))
+    for place, row in islice(rows, source.max_rows):
+        dropped.rows_read += 1
+        try:
+            problems.append((place, _row_problem(row, config, source, name)))
+        except _RowError as error:
+            dropped.drop(place, *error.args)
+    return _with_readable_answers(problems, source, dropped), dropped
 
 
 def _row_problem(row: dict[str, Any], config: DatasetConfig, source: FileSource, name: str) -> Problem:

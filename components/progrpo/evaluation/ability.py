@@ -20,9 +20,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from progrpo.config import AbilityConfig, parse
 from progrpo.environment import describe_hardware, library_versions, resolve_device
 from progrpo.errors import ComparisonError, ConfigError, ProGRPOError
@@ -34,10 +31,6 @@ from progrpo.manifest import MANIFEST_NAME, Manifest, read_manifest, write_atomi
 ABILITY = "ability"
 """Directory within an evaluation that holds the measurement, where ``evaluation.ability`` asked for one."""
 ABILITY_NAME, SAMPLES_NAME = "ability.json", "documents.parquet"
-_SCHEMA = pa.schema(
-    [("task", pa.string()), ("metric", pa.string()), ("document", pa.string()), ("value", pa.float64())]
-)
-
 Values = dict[tuple[str, str], dict[str, float]]
 """(task, metric) -> document -> value."""
 
@@ -98,6 +91,8 @@ def measure_ability(config: AbilityConfig, checkpoint: Path, output: Path) -> Ma
     """
     manager = check_ability(config)
     import lm_eval
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     from progrpo.checkpoints.preflight import first_line
 
@@ -130,7 +125,8 @@ def measure_ability(config: AbilityConfig, checkpoint: Path, output: Path) -> Ma
         for (task, metric), documents in values.items()
         for document, value in documents.items()
     ]
-    pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), output / SAMPLES_NAME)
+    kinds = {"task": pa.string(), "metric": pa.string(), "document": pa.string(), "value": pa.float64()}
+    pq.write_table(pa.Table.from_pylist(rows, pa.schema(kinds)), output / SAMPLES_NAME)
     tasks: dict[str, dict[str, Any]] = {}
     for (task, metric), documents in values.items():
         numbers = list(documents.values())
@@ -222,6 +218,8 @@ def _by_document(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Values:
 
 
 def _read(directory: Path) -> Values:
+    import pyarrow.parquet as pq
+
     values: Values = {}
     for row in pq.read_table(directory / SAMPLES_NAME).to_pylist():
         values.setdefault((row["task"], row["metric"]), {})[row["document"]] = row["value"]

@@ -1,4 +1,7 @@
-"""The ``compare`` component. Its source is copied into the pipeline: imports stay inside the function."""
+"""The ``compare`` component. Its source is copied into the pipeline: imports stay inside the function.
+
+Not named ``compare``: kfp's loader takes the component of a pipeline's name for the pipeline.
+"""
 
 from typing import Any
 
@@ -8,7 +11,7 @@ from progrpo_components import images
 
 
 @dsl.component(base_image=images.CPU, packages_to_install=[], install_kfp_package=False)  # type: ignore[untyped-decorator]  # kfp has no types
-def compare(
+def compare_arms(
     config: dict[str, Any],
     experiment: str,
     run_id: str,

@@ -1,4 +1,7 @@
-"""The ``evaluate`` component. Its source is copied into the pipeline: imports stay inside the function."""
+"""The ``evaluate`` component. Its source is copied into the pipeline: imports stay inside the function.
+
+Not named ``evaluate``: kfp's loader takes the component of a pipeline's name for the pipeline.
+"""
 
 from typing import Any
 
@@ -8,7 +11,7 @@ from progrpo_components import images
 
 
 @dsl.component(base_image=images.GPU, packages_to_install=[], install_kfp_package=False)  # type: ignore[untyped-decorator]  # kfp has no types
-def evaluate(
+def evaluate_checkpoint(
     config: dict[str, Any],
     experiment: str,
     run_id: str,
@@ -16,6 +19,7 @@ def evaluate(
     model: dsl.Input[dsl.Model],
     evaluation: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
+    card: dsl.Output[dsl.Markdown],
 ) -> None:
     """Sample completions for every held-out problem and report Pass@k, entropy and distinct correct answers.
 
@@ -27,10 +31,11 @@ def evaluate(
         model: a checkpoint, or a training run, whose checkpoint is then measured.
         evaluation: samples.parquet and evaluation.json.
         metrics: the values without their intervals.
+        card: the values with them.
     """
     from pathlib import Path
 
-    from progrpo_components import steps
+    from progrpo_components import cards, steps
 
     output = Path(evaluation.path)
     manifest = steps.evaluate(
@@ -43,3 +48,4 @@ def evaluate(
     evaluation.metadata.update(steps.describe(manifest))
     for name, value in steps.read_metrics(output).items():
         metrics.log_metric(name, value)
+    Path(card.path).write_text(cards.evaluation_card(output, manifest), encoding="utf-8")

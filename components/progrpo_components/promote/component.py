@@ -12,6 +12,7 @@ def promote(
     run_id: str,
     comparison: dsl.Input[dsl.Artifact],
     promotion: dsl.Output[dsl.Artifact],
+    card: dsl.Output[dsl.Markdown],
 ) -> None:
     """Register the candidate of the gate in MLflow as its outcome says, and fail where the gate says so.
 
@@ -21,10 +22,11 @@ def promote(
         run_id: of the pipeline run, which its MLflow runs are tagged with.
         comparison: the comparison with the gate's decision.
         promotion: promotion.json.
+        card: the same, to look at.
     """
     from pathlib import Path
 
-    from progrpo_components import steps
+    from progrpo_components import cards, steps
 
     manifest = steps.promote(
         comparison=Path(comparison.path),
@@ -33,3 +35,4 @@ def promote(
         tracking=steps.Tracking.of_pipeline(experiment, run_id),
     )
     promotion.metadata.update(steps.describe(manifest))
+    Path(card.path).write_text(cards.promotion_card(Path(promotion.path)), encoding="utf-8")

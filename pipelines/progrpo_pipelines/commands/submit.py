@@ -73,6 +73,18 @@ def submit(
         typer.Option("--set", metavar="KEY=VALUE", help="PIPELINE: dotted key; FILE: parameter of the package."),
     ] = None,
     params_file: Annotated[Path | None, typer.Option(help="YAML or JSON file with parameters.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(metavar="2.15|2.16|2.17", help="Of a PIPELINE: what must accept it. [default: 2.17]")
+    ] = None,
+    queue: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of a PIPELINE: Kueue's local queue for every pod.")
+    ] = None,
+    priority_class: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of a PIPELINE: Kueue's workload priority class; needs --queue.")
+    ] = None,
+    train_retries: Annotated[
+        int | None, typer.Option(min=0, max=10, help="Of a PIPELINE: times a failed training is tried again.")
+    ] = None,
     endpoint: EndpointOption = None,
     namespace: NamespaceOption = None,
     token_file: TokenFileOption = None,
@@ -138,7 +150,14 @@ def submit(
         raise ConfigError("--timeout, --exit-on-timeout and --junit are about the end of the run: give --wait as well.")
     limit_s = float("inf") if timeout is None else parse_duration(timeout, name="--timeout")
     poll_s, patience_s = parse_duration(poll, name="--poll"), parse_duration(retry_for, name="--retry-for")
-    package, arguments = _read(target, preset, settings or [], params_file)
+    compiling = {
+        "backend": backend,
+        "queue": queue,
+        "priority_class": priority_class,
+        "train_retries": train_retries,
+    }
+    given = {name: value for name, value in compiling.items() if value is not None}
+    package, arguments = _read(target, preset, settings or [], params_file, given)
     request = Request(
         package if cache else package.without_cache(),
         arguments,
@@ -177,7 +196,7 @@ def submit(
 
 
 def _read(
-    target: str, preset: str | None, settings: list[str], params_file: Path | None
+    target: str, preset: str | None, settings: list[str], params_file: Path | None, compiling: dict[str, Any]
 ) -> tuple[Package, dict[str, Any]]:
     """Return the package and its checked arguments; ``target`` is a file, or the name of a pipeline to compile."""
     from progrpo_pipelines.submit.package import load_package
@@ -186,6 +205,9 @@ def _read(
     if target not in PIPELINES and (path.suffix or len(path.parts) > 1 or path.is_file()):
         if preset is not None:
             raise ConfigError("--preset belongs to the name of a pipeline; a package has its defaults compiled in.")
+        if compiling:
+            option = next(iter(compiling)).replace("_", "-")
+            raise ConfigError(f"--{option} belongs to the name of a pipeline; a package is compiled already.")
         package = load_package(path)
         return package, package.arguments(settings, params_file)
 
@@ -193,12 +215,13 @@ def _read(
 
     from progrpo_pipelines.compiling import compile_pipeline
     from progrpo_pipelines.presets import arguments_of, check_name, resolve
+    from progrpo_pipelines.target import Target
 
     check_name("pipeline", target, PIPELINES)
     parameters = resolve(target, preset=preset, params_file=params_file, settings=settings)
     with tempfile.TemporaryDirectory(prefix="progrpo-submit-") as directory:
-        package = load_package(compile_pipeline(target, Path(directory), preset=preset))
-    return package, package.check_arguments(arguments_of(parameters))
+        package = load_package(compile_pipeline(target, Path(directory), preset=preset, target=Target(**compiling)))
+    return package, package.check_arguments(arguments_of(parameters, preset=preset))
 
 
 def _as_text(body: Any) -> str:

@@ -3,17 +3,37 @@
 import pytest
 import yaml
 
-from progrpo.config import GRPO, PIPELINES, FileSource, ProGRPO
+from progrpo.config import GRPO, PIPELINES, FileSource, ProGRPO, merge
 from progrpo.errors import ConfigError
-from progrpo_pipelines.presets import arguments_of, merge, preset_names, resolve
+from progrpo.training.preflight import Findings, check_settings
+from progrpo_pipelines.presets import preset_names, required_fields, resolve
+
+OWN_INPUTS = ["checkpoint.uri=/models/mine", "dataset.source.train_uri=t.jsonl", "dataset.source.eval_uri=e.jsonl"]
 
 
-@pytest.mark.parametrize("preset", [None, *preset_names()])
+@pytest.mark.parametrize("preset", preset_names())
 @pytest.mark.parametrize("pipeline", sorted(PIPELINES))
 def test_every_preset_fits_every_pipeline(pipeline, preset):
-    parameters = resolve(pipeline, preset=preset)
-    # What KFP is given reads back as the same parameters.
-    assert PIPELINES[pipeline].model_validate(arguments_of(parameters)) == parameters
+    own = required_fields(preset, pipeline)
+    parameters = resolve(pipeline, preset=preset, settings=OWN_INPUTS if own else [])
+    if own:
+        assert parameters.checkpoint.uri == "/models/mine"
+        with pytest.raises(
+            ConfigError, match=rf"preset {preset} is for a model and data of your own.*checkpoint\.uri="
+        ):
+            resolve(pipeline, preset=preset)
+
+
+@pytest.mark.parametrize("preset", [name for name in preset_names() if required_fields(name, "compare")])
+def test_a_preset_for_gpus_holds_together(preset):
+    parameters = resolve("compare", preset=preset, settings=OWN_INPUTS)
+    findings = Findings()
+    check_settings(parameters.arms, parameters.train, findings)
+    assert not findings.errors
+    assert not findings.warnings
+    nodes = parameters.trainjob.num_nodes if parameters.trainjob else 1
+    assert parameters.placement.gpu_count * nodes == parameters.train.distributed.num_processes
+    assert parameters.evaluation.num_processes <= parameters.placement.gpu_count
 
 
 def test_later_sources_win(tmp_path):

@@ -12,62 +12,12 @@ from progrpo.errors import ConfigError, DataError, ManifestError
 from progrpo.manifest import write_manifest
 from progrpo_components import standalone, steps
 from progrpo_components.reporting import PROGRESS_DIR, reported
-from progrpo_components.validate_inputs.component import validate_inputs
 
-ARMS = [
-    {"name": "grpo", "algorithm": {"type": "grpo"}},
-    {"name": "progrpo", "algorithm": {"type": "progrpo", "alpha": 1.0}},
-]
-BASE = {"checkpoint": {}, "dataset": {}, "evaluation": {}, "experiment": "e"}
+GRPO = {"name": "grpo", "algorithm": {"type": "grpo"}}
 
 
 def lines_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def test_runs_are_arms_times_seeds_with_integers_again():
-    # KFP hands integers inside lists over as floats.
-    runs = steps.validate_inputs("compare", {"arms": ARMS, "seeds": [0.0, 7.0]})
-    assert [(run["arm"]["name"], run["seed"]) for run in runs] == [
-        ("grpo", 0),
-        ("progrpo", 0),
-        ("grpo", 7),
-        ("progrpo", 7),
-    ]
-    assert all(isinstance(run["seed"], int) for run in runs)
-    assert runs[1]["arm"]["algorithm"]["alpha"] == 1.0
-
-
-def test_what_no_training_could_do_is_refused_before_anything_runs():
-    recentred = {"name": "recentred", "algorithm": {"type": "progrpo", "prompt_confidence": "group_mean"}}
-    split = {"prompts_per_step": 2, "group_size": 4, "micro_batch_size": 2}
-    with pytest.raises(ConfigError, match="micro_batch_size 2 splits the groups of 4"):
-        steps.validate_inputs("compare", {"arms": [ARMS[0], recentred], "train": split})
-    few = {"source": {"type": "countdown", "num_train": 8}}
-    with pytest.raises(DataError, match=r"holds 8 problems, but train\.prompts_per_step is 16"):
-        steps.validate_inputs("train-and-evaluate", {"dataset": few})
-
-
-def test_component_passes_the_parameters_of_each_pipeline():
-    component = validate_inputs.python_func
-    assert component("evaluate", **BASE) == []
-    (run,) = component("train-and-evaluate", **BASE, comparison={"baseline": "start"}, train={}, arm=ARMS[0], seed=3)
-    assert (run["arm"]["name"], run["seed"]) == ("grpo", 3)
-    assert len(component("compare", **BASE, comparison={}, train={}, arms=ARMS, seeds=[1.0])) == 2
-
-
-@pytest.mark.parametrize(
-    ("pipeline", "parameters", "message"),
-    [
-        ("compare", {"seeds": [0.5]}, r"seeds\.0"),
-        ("compare", {"train": {"steps": 0.0}}, r"train\.steps"),
-        ("evaluate", {"arms": ARMS}, "arms: unknown key"),
-        ("compose", {}, "unknown pipeline 'compose'; there are compare, evaluate, train-and-evaluate"),
-    ],
-)
-def test_wrong_parameters_are_refused(pipeline, parameters, message):
-    with pytest.raises(ConfigError, match=message):
-        steps.validate_inputs(pipeline, parameters)
 
 
 def test_a_step_reports_start_progress_and_end(tmp_path, monkeypatch):
@@ -133,7 +83,7 @@ def test_a_directory_that_is_no_model_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("step", "extra"), [("train", {"checkpoint": "absent", "arm": ARMS[0]}), ("evaluate", {"model": "model"})]
+    ("step", "extra"), [("train", {"checkpoint": "absent", "arm": GRPO}), ("evaluate", {"model": "model"})]
 )
 def test_a_missing_input_is_refused_before_the_heavy_imports(step, extra, tmp_path):
     (tmp_path / "model").mkdir()
@@ -192,10 +142,10 @@ def test_step_overwrites_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("train", {"arm": ARMS[0]}, "dataset: required"),
+        ("train", {"arm": GRPO}, "dataset: required"),
         (
             "train",
-            {"dataset": "d", "checkpoint": "c", "arm": ARMS[0], "sed": 1},
+            {"dataset": "d", "checkpoint": "c", "arm": GRPO, "sed": 1},
             "sed: unknown key.*Did you mean 'seed'",
         ),
         ("evaluate", {"dataset": "d", "model": "m", "evaluation": {"num_samples": 0}}, r"evaluation\.num_samples"),

@@ -8,7 +8,7 @@ from progrpo.comparison.result import GateResult
 from progrpo.errors import ConfigError, PromotionError
 from progrpo.manifest import read_manifest, write_manifest
 from progrpo_components.promotion import finish, register_candidate
-from progrpo_components.tracking import Tracker, open_tracking
+from progrpo_components.tracking import connect, locate
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +24,11 @@ def client(database):
 
 
 @pytest.fixture
-def tracker(monkeypatch, database):
+def summary(monkeypatch, database):
+    """The place of the summary run of the candidate's training."""
     monkeypatch.delenv("PROGRPO_TRACKING", raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
-    with open_tracking(experiment="unit", pipeline_run_id="p", name="progrpo-seed0", arm="progrpo", seed=0) as tracker:
-        yield tracker
+    return locate(experiment="unit", pipeline_run_id="p", task="promote", arm="progrpo", seed=0, own=True)
 
 
 @pytest.fixture
@@ -65,85 +65,87 @@ def aliases(client, model):
     return {alias: str(version) for alias, version in client.get_registered_model(model).aliases.items()}
 
 
-def test_a_promoted_checkpoint_is_the_champion_with_its_reason(client, tracker, training, gate):
+def test_a_promoted_checkpoint_is_the_champion_with_its_reason(client, summary, training, gate):
     run = training("run")
     result = gate("promote", run)
-    registration = register_candidate(tracker, result, str(run), {"progrpo.pipeline_run_id": "p"})
+    registration = register_candidate(summary, result, str(run), {"progrpo.pipeline_run_id": "p"})
     assert (registration.model, registration.version, registration.alias) == (result.model, "1", "champion")
     version = client.get_model_version_by_alias(result.model, "champion")
     assert version.description == "because it is promote"
-    assert version.run_id == tracker.run_id
+    assert version.run_id == connect(summary)[1]
     assert version.tags == {
         "progrpo.gate": "promote", "progrpo.arm": "progrpo", "progrpo.seed": "0", "progrpo.pipeline_run_id": "p",
         "progrpo.checkpoint_digest": result.checkpoint_digest,
     }  # fmt: skip
-    names = {file.path for file in client.list_artifacts(tracker.run_id, "checkpoint")}
+    names = {file.path for file in client.list_artifacts(connect(summary)[1], "checkpoint")}
     assert names == {"checkpoint/config.json", "checkpoint/manifest.json"}
-    assert version.source == f"{client.get_run(tracker.run_id).info.artifact_uri}/checkpoint"
+    assert version.source == f"{client.get_run(connect(summary)[1]).info.artifact_uri}/checkpoint"
     assert aliases(client, result.model) == {"champion": "1"}
 
 
-def test_what_is_not_resolved_is_a_candidate_until_more_seeds_resolve_it(client, tracker, training, gate):
+def test_what_is_not_resolved_is_a_candidate_until_more_seeds_resolve_it(client, summary, training, gate):
     run = training("run")
     first = gate("not_resolved", run)
-    assert register_candidate(tracker, first, str(run), {}).alias == "candidate"
+    assert register_candidate(summary, first, str(run), {}).alias == "candidate"
     assert aliases(client, first.model) == {"candidate": "1"}
-    again = register_candidate(tracker, gate("promote", run), str(run), {})
+    again = register_candidate(summary, gate("promote", run), str(run), {})
     assert (again.version, again.alias) == ("1", "champion")  # the same checkpoint, not a second version
     assert aliases(client, first.model) == {"champion": "1"}
     assert client.get_model_version(first.model, "1").tags["progrpo.gate"] == "promote"
 
 
-def test_another_champion_takes_the_alias_over(client, tracker, training, gate):
+def test_another_champion_takes_the_alias_over(client, summary, training, gate):
     old, new = training("old"), training("new")
     result = gate("promote", old)
-    register_candidate(tracker, result, str(old), {})
-    assert register_candidate(tracker, gate("promote", new), str(new), {}).version == "2"
+    register_candidate(summary, result, str(old), {})
+    assert register_candidate(summary, gate("promote", new), str(new), {}).version == "2"
     assert aliases(client, result.model) == {"champion": "2"}
 
 
-def test_a_rejected_checkpoint_is_not_registered(client, tracker, training, gate):
+def test_a_rejected_checkpoint_is_not_registered(client, summary, training, gate):
     from mlflow.exceptions import MlflowException
 
     run = training("run")
     result = gate("reject", run)
-    assert register_candidate(tracker, result, "", {}) is None
+    assert register_candidate(summary, result, "", {}) is None
     with pytest.raises(MlflowException, match="not found"):
         client.get_registered_model(result.model)
 
 
-def test_a_candidate_that_is_rejected_later_is_a_candidate_no_more(client, tracker, training, gate):
+def test_a_candidate_that_is_rejected_later_is_a_candidate_no_more(client, summary, training, gate):
     run = training("run")
     result = gate("not_resolved", run)
-    register_candidate(tracker, result, str(run), {})
-    assert register_candidate(tracker, gate("reject", run), str(run), {}) is None
+    register_candidate(summary, result, str(run), {})
+    assert register_candidate(summary, gate("reject", run), str(run), {}) is None
     assert aliases(client, result.model) == {}
     version = client.get_model_version(result.model, "1")
     assert (version.tags["progrpo.gate"], version.description) == ("reject", "because it is reject")
 
 
-def test_a_checkpoint_in_an_object_store_is_registered_where_it_lies(client, tracker, training, gate):
+def test_a_checkpoint_in_an_object_store_is_registered_where_it_lies(client, summary, training, gate):
     result = gate("promote", training("run"))
-    registration = register_candidate(tracker, result, "minio://mlpipeline/v2/artifacts/x/training", {})
+    registration = register_candidate(summary, result, "minio://mlpipeline/v2/artifacts/x/training", {})
     assert registration.source == "s3://mlpipeline/v2/artifacts/x/training/checkpoint"
     assert client.get_model_version(result.model, "1").source == registration.source
 
 
-def test_another_checkpoint_than_judged_is_refused(tracker, training, gate):
+def test_another_checkpoint_than_judged_is_refused(summary, training, gate):
     judged, other = training("judged"), training("other")
     with pytest.raises(ConfigError, match=r"but the gate judged .* that was evaluated"):
-        register_candidate(tracker, gate("promote", judged), str(other), {})
+        register_candidate(summary, gate("promote", judged), str(other), {})
     with pytest.raises(ConfigError, match="was not given to compare"):
-        register_candidate(tracker, gate("promote", judged), "", {})
+        register_candidate(summary, gate("promote", judged), "", {})
 
 
-def test_a_promotion_that_mlflow_does_not_take_fails(tracker, training, gate):
+def test_a_promotion_that_mlflow_does_not_take_fails(summary, training, gate, monkeypatch):
     run = training("run")
-    with pytest.raises(PromotionError, match="progrpo: promote, but MLflow cannot be used, so nothing is registered"):
-        register_candidate(Tracker(), gate("promote", run), str(run), {})
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+        with pytest.raises(PromotionError, match="promote, but MLflow cannot be used, so nothing is registered"):
+            register_candidate(summary, gate("promote", run), str(run), {})
     refused = gate("promote", run, model="a/b")
     with pytest.raises(PromotionError, match="progrpo: promote, but MLflow did not take it as 'a/b': MlflowException"):
-        register_candidate(tracker, refused, str(run), {})
+        register_candidate(summary, refused, str(run), {})
 
 
 @pytest.mark.parametrize("outcome", ["promote", "reject", "not_resolved"])

@@ -1,0 +1,144 @@
+"""Under the variables that Kubeflow's MLflow plugin sets: attached to its runs, and no run of ours beside them."""
+
+import json
+
+import pytest
+
+from progrpo_components.tracking import close_runs, open_tracking
+from progrpo_components.tracking.runs import new_client
+from progrpo_components.tracking.sync import sync
+
+from .conftest import history, place_of, runs_of
+
+
+@pytest.fixture
+def kfp_runs(sqlite_server, use, pipeline_run, monkeypatch):
+    """What the plugin makes: (client, its run of the pipeline, its nested run of the task)."""
+    from mlflow import MlflowClient
+
+    use(sqlite_server.uri)
+    client = MlflowClient(tracking_uri=sqlite_server.uri)
+    experiment_id = client.create_experiment(f"kfp-{pipeline_run}")
+    parent = client.create_run(experiment_id, run_name="kfp run").info.run_id
+    task = client.create_run(experiment_id, run_name="train", tags={"mlflow.parentRunId": parent}).info.run_id
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment_id)
+    return client, parent, task
+
+
+def all_runs(client, pipeline_run):
+    experiment = client.get_experiment_by_name(f"kfp-{pipeline_run}")
+    return {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}
+
+
+@pytest.mark.usefixtures("_no_sender")
+def test_a_task_logs_into_the_run_that_the_plugin_made_for_it(kfp_runs, pipeline_run, monkeypatch, tmp_path):
+    client, parent, task = kfp_runs
+    monkeypatch.setenv("MLFLOW_RUN_ID", task)
+    with open_tracking(place_of(pipeline_run, tags={"progrpo.algorithm": "grpo"}), tmp_path / "out") as tracker:
+        tracker.log(1, {"train/reward": 0.5})
+        tracker.log_params({"alpha": 0.3})
+    assert [result.problem for result in sync(tmp_path)] == [None]
+    assert set(all_runs(client, pipeline_run)) == {parent, task}  # no sibling, in this experiment or in ours
+    assert client.get_experiment_by_name("tracking") is None or runs_of(client, pipeline_run) == {}
+    run = client.get_run(task)
+    assert history(client, task) == {"train/reward": [(1, 0.5)]}
+    assert run.data.params == {"alpha": "0.3"}
+    assert run.data.tags["progrpo.algorithm"] == "grpo"
+    assert run.data.tags["progrpo.seed"] == "0"
+    assert run.info.status == "RUNNING"  # the plugin ends what it made
+    assert close_runs(experiment=f"kfp-{pipeline_run}", pipeline_run_id=pipeline_run, status="FAILED") == []
+
+
+@pytest.mark.usefixtures("_no_sender")
+def test_without_a_run_of_the_task_it_nests_one_below_the_plugins(kfp_runs, pipeline_run, monkeypatch, tmp_path):
+    client, parent, task = kfp_runs
+    experiment_id = client.get_run(parent).info.experiment_id
+    config = {"endpoint": "http://ignored", "parentRunId": parent, "experimentId": experiment_id, "authType": "none"}
+    monkeypatch.setenv("KFP_MLFLOW_CONFIG", json.dumps(config))
+    for _ in range(2):  # a retry
+        with open_tracking(place_of(pipeline_run), tmp_path / "out") as tracker:
+            tracker.log(1, {"train/reward": 0.5})
+        assert [result.problem for result in sync(tmp_path)] == [None]
+    (ours,) = set(all_runs(client, pipeline_run)) - {parent, task}
+    run = client.get_run(ours)
+    assert run.data.tags["mlflow.parentRunId"] == parent
+    assert (run.info.run_name, run.info.status) == ("train-grpo-seed0", "FINISHED")
+    assert history(client, ours) == {"train/reward": [(1, 0.5)]}
+
+
+@pytest.mark.usefixtures("_no_sender")
+def test_the_comparison_makes_the_flat_summary_runs(kfp_runs, pipeline_run, monkeypatch, tmp_path):
+    """Nested runs cannot be laid side by side, so there is one flat run for each (arm, seed) in the same experiment."""
+    client, parent, task = kfp_runs
+    monkeypatch.setenv("MLFLOW_RUN_ID", task)
+    compare = place_of(pipeline_run, None, None, task="compare")
+    lines = [{"metrics": {"train/reward": step / 4}, "step": step, "time": 1} for step in (1, 2)]
+    lines.append({"numbers": {"eval/pass_at_8": 0.75}, "time": 1})
+    summaries = [
+        {
+            "place": compare.summary_of(arm, 0, {"progrpo.algorithm": arm}).model_dump(mode="json"),
+            "params": {f"p{number}": "x" for number in range(150)},
+            "lines": lines,
+        }
+        for arm in ("grpo", "progrpo")
+    ]
+    for _ in range(2):
+        with open_tracking(compare, tmp_path / "out") as tracker:
+            tracker.log_summaries(summaries)
+        assert [result.problem for result in sync(tmp_path)] == [None]
+    runs = all_runs(client, pipeline_run)
+    flat = {run.info.run_name: run for run_id, run in runs.items() if run_id not in (parent, task)}
+    assert sorted(flat) == ["grpo-seed0", "progrpo-seed0"]
+    for name, run in flat.items():
+        assert "mlflow.parentRunId" not in run.data.tags
+        assert run.data.tags["progrpo.algorithm"] == name.removesuffix("-seed0")
+        assert len(run.data.params) == 150
+        assert history(client, run.info.run_id) == {
+            "train/reward": [(1, 0.25), (2, 0.5)],
+            "eval/pass_at_8": [(0, 0.75)],
+        }
+        assert run.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("raw", ["", "{", "[]", "null", '"text"', "{}", '{"parentRunId": 3}', '{"parentRunId": "a"}'])
+def test_a_plugin_that_changed_is_as_none(use, monkeypatch, raw):
+    use("http://127.0.0.1:1")
+    monkeypatch.setenv("KFP_MLFLOW_CONFIG", raw)
+    place = place_of("p")
+    assert (place.role, place.parent_id, place.run_id) == ("summary", None, None)
+
+
+def test_the_plugins_server_is_used_where_no_other_is_set(use, monkeypatch):
+    use("")
+    config = {"endpoint": "https://u:p@mlflow.example", "parentRunId": "a", "experimentId": "1"}
+    monkeypatch.setenv("KFP_MLFLOW_CONFIG", json.dumps(config))
+    place = place_of("p")
+    assert (place.uri, place.parent_id, place.experiment_id) == ("https://mlflow.example", "a", "1")
+
+
+def test_what_a_pipeline_run_left_open_is_ended(sqlite_server, use, pipeline_run):
+    from progrpo_components.tracking import connect
+
+    use(sqlite_server.uri)
+    _, killed = connect(place_of(pipeline_run, seed=1))
+    _, done = connect(place_of(pipeline_run, seed=2))
+    client = new_client(sqlite_server.uri)
+    client.set_terminated(done, "FINISHED")
+    _, other = connect(place_of("another"))
+    pipeline = runs_of(client, pipeline_run)[pipeline_run].info.run_id
+    ended = close_runs(experiment="tracking", pipeline_run_id=pipeline_run, status="FAILED")
+    assert sorted(ended) == sorted([killed, pipeline])
+    status = {run_id: client.get_run(run_id).info.status for run_id in (killed, done, pipeline, other)}
+    assert status == {killed: "KILLED", done: "FINISHED", pipeline: "FAILED", other: "RUNNING"}
+    assert close_runs(experiment="tracking", pipeline_run_id=pipeline_run, status="FAILED") == []
+    assert close_runs(experiment="no such", pipeline_run_id="p", status="SUCCEEDED") == []
+
+
+def test_the_end_of_a_pipeline_never_fails_for_its_tracking(use, tmp_path, caplog):
+    use("http://ana:s3cret@127.0.0.1:1")
+    assert close_runs(experiment="e", pipeline_run_id="p", status="SUCCEEDED") == []
+    assert "may show ended runs as running" in caplog.text
+    assert "s3cret" not in caplog.text
+    use(f"sqlite:///{tmp_path}/none.db")
+    assert close_runs(experiment="e", pipeline_run_id="p", status="SUCCEEDED") == []
+    assert not (tmp_path / "none.db").exists()
