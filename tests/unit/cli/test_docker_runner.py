@@ -49,12 +49,14 @@ def test_local_inputs_become_absolute_and_links_are_followed(tmp_path, monkeypat
         "checkpoint": {"uri": "snapshots/abc"},
         "dataset": {"source": {"train_uri": "problems.jsonl", "eval_uri": "s3://bucket/eval.jsonl"}},
         "other": {"uri": "embedded://countdown-sft"},
+        "dataset_train_uri": "",  # absent, in a pipeline's form
     }
     changed, paths = inputs_of(arguments)
     assert changed == {
         "checkpoint": {"uri": str(snapshot)},
         "dataset": {"source": {"train_uri": str(tmp_path / "problems.jsonl"), "eval_uri": "s3://bucket/eval.jsonl"}},
         "other": {"uri": "embedded://countdown-sft"},
+        "dataset_train_uri": "",
     }
     assert set(paths) == {str(snapshot), str(blobs), str(tmp_path / "problems.jsonl")}
 
