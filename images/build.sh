@@ -41,8 +41,8 @@ if [ ! -e "$stamp" ]; then
   target=(--python-version "$PYTHON_VERSION" --implementation cp --abi "cp${PYTHON_VERSION/./}" --abi abi3 --abi none)
   "$PYTHON" images/pins_for.py "$PYTHON_VERSION" <"images/$name/$requirements" >"$context/pins.txt"
   pip download --no-deps "${target[@]}" "${platforms[@]}" --dest "$context/wheels" --requirement "$context/pins.txt"
-  for sdist in "$context"/wheels/*.tar.gz; do # kfp-server-api has no wheel
-    pip wheel --no-deps --wheel-dir "$context/wheels" "$sdist" && rm "$sdist"
+  for sdist in "$context"/wheels/*.tar.gz; do # kfp-server-api has no wheel; one time, so that builds stay cached
+    SOURCE_DATE_EPOCH=946684800 pip wheel --no-deps --wheel-dir "$context/wheels" "$sdist" && rm "$sdist"
   done
   rm -rf "$context/pip"
   pip download --no-deps --dest "$context/pip" pip==26.3

@@ -120,7 +120,7 @@ def inputs_of(arguments: Any) -> tuple[Any, tuple[str, ...]]:
             return {name: walk(item, name) for name, item in value.items()}
         if isinstance(value, list):
             return [walk(item, key) for item in value]
-        is_path = isinstance(value, str) and (key == "uri" or key.endswith("_uri")) and "://" not in value
+        is_path = isinstance(value, str) and value and (key == "uri" or key.endswith("_uri")) and "://" not in value
         if not is_path:
             return value
         path = Path(value).expanduser().absolute()

@@ -30,7 +30,7 @@ from progrpo_pipelines.docker_runner import ContainerSettings, Network, check_im
 from progrpo_pipelines.local_worker import PARAMETERS_NAME
 from progrpo_pipelines.presets import arguments_of
 from progrpo_pipelines.progress import ProgressReader, StepRow, open_display
-from progrpo_pipelines.tracking_server import artifacts_of, needs_server
+from progrpo_pipelines.tracking_server import artifacts_of, is_tracked, needs_server
 
 LOG_NAME = "pipeline.log"
 _POLL_S = 0.2
@@ -132,7 +132,7 @@ def _containers(
         artifacts = artifacts_of(environment["MLFLOW_TRACKING_URI"])
         make_directory(artifacts)
         writable = (str(artifacts),)
-    elif "://" in (uri := environment["MLFLOW_TRACKING_URI"]) and not uri.startswith("http"):
+    elif is_tracked(environment) and not (uri := environment["MLFLOW_TRACKING_URI"]).startswith("http"):
         raise ConfigError(
             f"containers reach MLflow over HTTP, and MLFLOW_TRACKING_URI is {redact(uri)}. Give the URL of an MLflow "
             f"server on that database, leave it out, or set {SWITCH}=off."

@@ -19,10 +19,14 @@ LOG_NAME = "mlflow.log"
 _START_S = 180.0  # 8 s, 26 s where it makes the tables first; more on a busy machine
 
 
+def is_tracked(environment: Mapping[str, str]) -> bool:
+    """Whether tracking is on."""
+    return environment.get(SWITCH, "").lower() != "off"
+
+
 def needs_server(environment: Mapping[str, str]) -> bool:
     """Whether tracking is on and goes to a file, which only this machine's processes can open."""
-    is_off = environment.get(SWITCH, "").lower() == "off"
-    return not is_off and environment.get("MLFLOW_TRACKING_URI", "").startswith("sqlite:///")
+    return is_tracked(environment) and environment.get("MLFLOW_TRACKING_URI", "").startswith("sqlite:///")
 
 
 def artifacts_of(database_uri: str) -> Path:

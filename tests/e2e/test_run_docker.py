@@ -29,6 +29,7 @@ comparison:
   num_resamples: 100
   gate:  # holds whatever 3 steps of training do
     candidate: progrpo
+    min_seeds: 1
     rules: [{metric: eval/pass_at_1, against: start, relation: not_worse, margin: 1.0}]
 """
 # Long enough to be interrupted: minutes of sampling.
@@ -65,6 +66,11 @@ def runs(tmp_path_factory, services, docker_engine, images):  # noqa: F811
         assert done.returncode == 0, done.stderr + done.stdout
         found[runner] = (folder / runner, done.stdout)
     return found
+
+
+def of_runs(client) -> list:
+    """Every container that a run made, ended ones too; other tests have theirs in the same engine."""
+    return client.containers.list(all=True, filters={"label": "progrpo.run"})
 
 
 def contents(directory: Path, name: str) -> list:
@@ -144,7 +150,7 @@ def test_no_secret_is_written_down(runs, services):
 
 
 def test_no_container_is_left(runs, docker_engine):  # noqa: F811
-    assert docker_engine.client().containers.list(all=True) == []
+    assert of_runs(docker_engine.client()) == []
 
 
 def test_without_a_server_the_runs_are_in_the_local_database(tmp_path, docker_engine, images):  # noqa: F811
@@ -191,12 +197,12 @@ def long_run(tmp_path, docker_engine, images):  # noqa: F811
     )
     assert process.poll() is None, process.stderr.read()
     assert sampled, "the evaluate step did not start"
-    (container,) = client.containers.list()
+    (container,) = of_runs(client)
     yield process, container, client, tmp_path / "run"
     process.kill()
     process.wait()
     process.stderr.close()
-    wait_for(lambda: not client.containers.list(all=True), 30)
+    wait_for(lambda: not of_runs(client), 30)
 
 
 def wait_for(condition, seconds):
@@ -212,7 +218,7 @@ def test_a_killed_component_fails_the_run(long_run):
     _, message = process.communicate(timeout=60)
     assert process.returncode == 1
     assert message.startswith("error: evaluate (start) failed: its container was killed (exit code 137)")
-    assert client.containers.list(all=True) == []
+    assert of_runs(client) == []
 
 
 def test_an_interrupt_ends_the_step_first_and_leaves_nothing(long_run):
@@ -220,7 +226,7 @@ def test_an_interrupt_ends_the_step_first_and_leaves_nothing(long_run):
     process.send_signal(signal.SIGINT)
     _, message = process.communicate(timeout=60)
     assert process.returncode == 130, message
-    assert client.containers.list(all=True) == []
+    assert of_runs(client) == []
     (progress,) = (directory / "progress").glob("*/evaluate-*.jsonl")
     assert json.loads(progress.read_text().splitlines()[-1])["state"] == "failed"  # SIGTERM reached Python itself
 
@@ -229,7 +235,7 @@ def test_killing_the_command_leaves_no_container(long_run):
     process, _, client, _ = long_run
     process.kill()
     process.wait()
-    assert wait_for(lambda: not client.containers.list(all=True), 30)
+    assert wait_for(lambda: not of_runs(client), 30)
 
 
 def test_fifty_failures_are_fifty_failures(tmp_path, docker_engine, images, monkeypatch):  # noqa: F811

@@ -73,8 +73,8 @@ def test_the_light_image_asks_for_what_the_package_does():
     wanted = (REPOSITORY / "images" / "progrpo-cpu" / "requirements.in").read_text().splitlines()
     names = {line for line in wanted if line and not line.startswith("#")}
     core = {re.match(r"[a-z0-9-]+", text)[0] for text in metadata.requires("progrpo") if "extra ==" not in text}
-    # Instead of mlflow, its client; transformers reads configurations and tokenizers; kubernetes is kfp's.
-    assert names == core - {"mlflow", "scipy"} | {"mlflow-skinny", "transformers", "kubernetes"}
+    # Instead of mlflow, its client; transformers reads configurations and tokenizers.
+    assert names == core - {"mlflow", "scipy"} | {"mlflow-skinny", "transformers"}
 
 
 @pytest.mark.parametrize(("version", "marker"), [("3.11", "<"), ("3.12", ">=")])

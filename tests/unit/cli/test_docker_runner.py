@@ -49,12 +49,14 @@ def test_local_inputs_become_absolute_and_links_are_followed(tmp_path, monkeypat
         "checkpoint": {"uri": "snapshots/abc"},
         "dataset": {"source": {"train_uri": "problems.jsonl", "eval_uri": "s3://bucket/eval.jsonl"}},
         "other": {"uri": "embedded://countdown-sft"},
+        "dataset_train_uri": "",  # absent, in a pipeline's form
     }
     changed, paths = inputs_of(arguments)
     assert changed == {
         "checkpoint": {"uri": str(snapshot)},
         "dataset": {"source": {"train_uri": str(tmp_path / "problems.jsonl"), "eval_uri": "s3://bucket/eval.jsonl"}},
         "other": {"uri": "embedded://countdown-sft"},
+        "dataset_train_uri": "",
     }
     assert set(paths) == {str(snapshot), str(blobs), str(tmp_path / "problems.jsonl")}
 
@@ -116,3 +118,5 @@ def test_a_database_that_containers_cannot_reach_is_refused(tmp_path, monkeypatc
     with pytest.raises(ConfigError, match="over HTTP") as caught:
         local._containers(environment, "host", (), Console())
     assert "secret" not in str(caught.value)
+    off = {**environment, "MLFLOW_TRACKING_URI": "sqlite:////runs/mlflow.db", "PROGRPO_TRACKING": "off"}
+    assert local._containers(off, "none", (), Console()) == ContainerSettings("r", "none")
