@@ -99,9 +99,11 @@ def test_nothing_is_installed_at_run_time_and_images_are_pinned(package):
 def test_no_path_of_this_machine_and_no_secret_is_in_a_package(package):
     assert str(ROOT) not in package.text
     assert "/home/" not in package.text
-    for _, container, pod in package.executors.values():
+    for step, container, pod in package.executors.values():
         variables = {item["name"]: item["value"] for item in container["env"]}
-        assert variables == {"HF_HUB_OFFLINE": "1", "PROGRPO_IMAGE": container["image"]}
+        # A launcher hands its variables on to the nodes, which run the other image.
+        image = container["image"].replace("-cpu:", "-gpu:") if step == "launch-train" else container["image"]
+        assert variables == {"HF_HUB_OFFLINE": "1", "PROGRPO_IMAGE": image}
         for secret in pod["secretAsEnv"]:  # names and keys, never values
             assert set(secret) == {"keyToEnv", "optional", "secretName", "secretNameParameter"}
             assert all(set(key) == {"secretKey", "envVar"} for key in secret["keyToEnv"])
