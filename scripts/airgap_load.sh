@@ -38,6 +38,6 @@ echo
 echo "Now install the charts with these values, and upload the pipelines:"
 for values in loaded/*.yaml; do
   chart=$(basename "$values" .yaml)
-  echo "  helm install $chart charts/$chart-*.tgz -f $values -f YOUR-VALUES.yaml"
+  echo "  helm install $chart $(echo charts/$chart-[0-9]*.tgz) -f $values -f YOUR-VALUES.yaml"
 done
 echo "  progrpo upload pipelines/*.yaml --endpoint URL --namespace NAMESPACE"

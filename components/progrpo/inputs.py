@@ -24,7 +24,7 @@ from progrpo.config import (
     TrainConfig,
 )
 from progrpo.errors import DataError, ProGRPOError
-from progrpo.identity import identify
+from progrpo.identity import Identity, identify
 from progrpo.storage import s3_client, split_s3_uri
 from progrpo.training.preflight import check_prompts
 
@@ -119,15 +119,28 @@ def look_at_dataset(config: DatasetConfig, scratch: Path) -> Dataset:
         )
         train, heldout = _prepared(config.model_copy(update={"source": few}), scratch)
         return Dataset("generated", train, heldout, source.num_train, source.num_eval)
-    uris = {name: uri for name, uri in (("train", source.train_uri), ("eval", source.eval_uri)) if uri is not None}
-    found = {name: identify(uri) for name, uri in uris.items()}
+    found = _identities(source)
     identity = "-".join(entry.digest for entry in found.values())
     if sum(entry.num_bytes for entry in found.values()) <= MAX_READ:
         train, heldout = _prepared(config, scratch)
         return Dataset(identity, train, heldout, len(train), len(heldout))
-    heads = {name: _head(uri, config, source, scratch / name) for name, uri in uris.items()}
+    uris = {"train": source.train_uri, "eval": source.eval_uri}
+    heads = {name: _head(str(uris[name]), config, source, scratch / name) for name in found}
     first = heads.get("train", [])
     return Dataset(identity, first, heads.get("eval", first), None, None)  # without a file of their own, split off it
+
+
+def dataset_identity(config: DatasetConfig) -> str:
+    """Return the identity of what a dataset is made from right now, as :func:`look_at_dataset` does."""
+    source = config.source
+    if isinstance(source, CountdownSource):
+        return "generated"
+    return "-".join(entry.digest for entry in _identities(source).values())
+
+
+def _identities(source: FileSource) -> dict[str, Identity]:
+    uris = {"train": source.train_uri, "eval": source.eval_uri}
+    return {name: identify(uri) for name, uri in uris.items() if uri is not None}
 
 
 def _prepared(config: DatasetConfig, scratch: Path) -> tuple[list[Problem], list[Problem]]:

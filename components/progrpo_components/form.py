@@ -119,6 +119,8 @@ def read_form(pipeline: str, form: Mapping[str, Any], preset: Mapping[str, Any])
     overrides = form.get("overrides") or {}
     if not isinstance(overrides, Mapping):
         raise ConfigError(f"overrides is a {type(overrides).__name__}, but must be a mapping, such as {_EXAMPLE}.")
+    if "experiment" in known and "experiment" in overrides:
+        raise ConfigError("overrides.experiment: that is the parameter experiment; give it there.")
     base = merge(defaults_of(pipeline), preset)
     _check_dataset(given, merge(base, overrides))
     said = _settings_of(given)

@@ -201,13 +201,14 @@ def _fresh_ids() -> Iterator[None]:
 def _log_model(client: MlflowClient, run_id: str, training: Path, manifest: Manifest) -> None:
     """Make the logged model of a training run: its signature and card. The weights stay in the training artifact."""
     checkpoint = read_manifest(training / "checkpoint", "checkpoint", verify=False)
-    if find_model(client, run_id, checkpoint.digest) is not None:
+    model = find_model(client, run_id, checkpoint.digest)
+    if model is not None and model.status == "READY":  # else an earlier attempt ended in the middle
         return
     from mlflow.entities import LoggedModelOutput
 
     run = client.get_run(run_id)
     arm, seed = run.data.tags.get("progrpo.arm", "model"), run.data.tags.get("progrpo.seed", "")
-    model = client.create_logged_model(
+    model = model or client.create_logged_model(
         run.info.experiment_id,
         name=f"{arm}-seed{seed}" if seed else arm,
         source_run_id=run_id,
@@ -219,8 +220,8 @@ def _log_model(client: MlflowClient, run_id: str, training: Path, manifest: Mani
         (Path(folder) / "MLmodel").write_text(_mlmodel(run_id, str(model.model_id), checkpoint), encoding="utf-8")
         (Path(folder) / "README.md").write_text(model_card(arm, seed, manifest, checkpoint), encoding="utf-8")
         client.log_model_artifacts(model.model_id, folder)
-    client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    client.finalize_logged_model(model.model_id, "READY")
 
 
 def _mlmodel(run_id: str, model_id: str, checkpoint: Manifest) -> str:

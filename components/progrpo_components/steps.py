@@ -30,7 +30,7 @@ from progrpo.config import (
     TrainJobConfig,
     parse,
 )
-from progrpo.errors import ConfigError, ManifestError
+from progrpo.errors import ConfigError, ManifestError, StorageError
 from progrpo.manifest import MANIFEST_NAME, Kind, Manifest, read_manifest
 from progrpo.metrics import TRAIN_WALL_TIME
 from progrpo_components.reporting import reported
@@ -83,7 +83,8 @@ class Tracking(Config):
         """
         run_id = os.environ.get(RUN_ID_VARIABLE, run_id)
         name = os.environ.get(RUN_NAME_VARIABLE, run_id)
-        return parse(cls, {"experiment": experiment, "run_id": run_id, "run_name": name}, source="tracking")
+        given = {"experiment": experiment} if experiment else {}  # an empty field of the form: the default
+        return parse(cls, {**given, "run_id": run_id, "run_name": name}, source="tracking")
 
 
 def validate_inputs(
@@ -144,26 +145,55 @@ def finish(pipeline: str, *, experiment: str, run_id: str, state: str, error: st
     from progrpo_components.cards import run_card
     from progrpo_components.tracking import close_runs
 
-    run_id = os.environ.get(RUN_ID_VARIABLE, run_id)
-    closed = close_runs(experiment=experiment, pipeline_run_id=run_id, status=state)
+    tracking = Tracking.of_pipeline(experiment, run_id)
+    run_id = tracking.run_id
+    closed = close_runs(experiment=tracking.experiment, pipeline_run_id=run_id, status=state)
     return run_card(pipeline, run_id=run_id, state=state, error=error, closed=closed)
 
 
-def prepare_dataset(config: Mapping[str, Any], *, output: Path) -> Manifest:
-    """Make the dataset artifact; ``config`` is a :class:`progrpo.config.DatasetConfig`."""
+def prepare_dataset(config: Mapping[str, Any], *, output: Path, identity: str | None = None) -> Manifest:
+    """Make the dataset artifact.
+
+    Args:
+        config: a :class:`progrpo.config.DatasetConfig`.
+        output: directory of the artifact.
+        identity: what the cache will know the result by; see :func:`_check_identity`. None: not checked.
+    """
     with reported("prepare-dataset", output=output) as progress:
         from progrpo.data.prepare import prepare_dataset as run
+        from progrpo.inputs import dataset_identity
 
-        return run(parse(DatasetConfig, config, source="dataset"), output, progress=progress)
+        settings = parse(DatasetConfig, config, source="dataset")
+        manifest = run(settings, output, progress=progress)
+        if identity is not None:
+            _check_identity(identity, dataset_identity(settings))
+        return manifest
 
 
-def import_checkpoint(config: Mapping[str, Any], *, output: Path) -> Manifest:
-    """Make the checkpoint artifact; ``config`` is a :class:`progrpo.config.CheckpointConfig`."""
+def import_checkpoint(config: Mapping[str, Any], *, output: Path, identity: str | None = None) -> Manifest:
+    """Make the checkpoint artifact.
+
+    Args:
+        config: a :class:`progrpo.config.CheckpointConfig`.
+        output: directory of the artifact.
+        identity: what the cache will know the result by; see :func:`_check_identity`. None: not checked.
+    """
     with reported("import-checkpoint", output=output) as progress:
         _preload("progrpo.checkpoints.importer", "transformers:AutoTokenizer")
         from progrpo.checkpoints.importer import import_checkpoint as run
+        from progrpo.identity import identify
 
-        return run(parse(CheckpointConfig, config, source="checkpoint"), output, progress=progress)
+        settings = parse(CheckpointConfig, config, source="checkpoint")
+        manifest = run(settings, output, progress=progress)
+        if identity is not None:
+            _check_identity(identity, identify(settings.uri).digest)
+        return manifest
+
+
+def _check_identity(looked_at: str, read: str) -> None:
+    """Refuse what changed between the first task's look and the reading: the cache would know it by a wrong key."""
+    if read != looked_at:
+        raise StorageError("what lies at the URI changed while the run was under way. Submit the run again.")
 
 
 def train(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def load_pipeline(name: str, preset: str | None = None, target: Target = _DEFAUL
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="google")  # a Python version's end of life
         module = import_module(f"progrpo_pipelines.{name.replace('-', '_')}")
-        return module.build({} if preset is None else preset_parameters(preset, name), target)
+        return module.build({} if preset is None else preset_parameters(preset, name), replace(target, pipeline=name))
 
 
 def compile_pipeline(

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote, urlsplit
 
 from progrpo.errors import ConfigError
 from progrpo_components.reporting import PROGRESS_DIR
@@ -120,8 +121,11 @@ def inputs_of(arguments: Any) -> tuple[Any, tuple[str, ...]]:
             return {name: walk(item, name) for name, item in value.items()}
         if isinstance(value, list):
             return [walk(item, key) for item in value]
-        is_path = isinstance(value, str) and value and (key == "uri" or key.endswith("_uri")) and "://" not in value
-        if not is_path:
+        if not (isinstance(value, str) and value and (key == "uri" or key.endswith("_uri"))):
+            return value
+        if value.startswith("file://"):
+            value = unquote(urlsplit(value).path)
+        if "://" in value:
             return value
         path = Path(value).expanduser().absolute()
         entries = path.iterdir() if path.is_dir() else [path]

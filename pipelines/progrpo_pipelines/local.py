@@ -98,7 +98,7 @@ def run_pipeline(
     containers = None
     if network is not None:
         arguments, readable = inputs_of(arguments)
-        containers = _containers(environment, network, readable, console)
+        containers = _containers(environment, network, readable, console, _written_by(parameters))
         containers.write(directory)
     write_atomic(directory / PARAMETERS_NAME, json.dumps({"pipeline": name, "parameters": arguments}, indent=2))
     where = "" if containers is None else f", in containers of {images.CPU} and {images.GPU}"
@@ -121,23 +121,36 @@ def run_pipeline(
 
 
 def _containers(
-    environment: dict[str, str], network: Network, readable: tuple[str, ...], console: Console
+    environment: dict[str, str],
+    network: Network,
+    readable: tuple[str, ...],
+    console: Console,
+    writable: tuple[str, ...] = (),
 ) -> ContainerSettings:
     """Settle how containers reach MLflow: over the network, and its local artifacts through a mount."""
-    writable: tuple[str, ...] = ()
     if needs_server(environment) and network == "none":
         environment[SWITCH] = "off"
         console.print("Without a network nothing is logged to MLflow; every number is in the artifacts.")
     elif needs_server(environment):
         artifacts = artifacts_of(environment["MLFLOW_TRACKING_URI"])
         make_directory(artifacts)
-        writable = (str(artifacts),)
+        writable = (*writable, str(artifacts))
     elif is_tracked(environment) and not (uri := environment["MLFLOW_TRACKING_URI"]).startswith("http"):
         raise ConfigError(
             f"containers reach MLflow over HTTP, and MLFLOW_TRACKING_URI is {redact(uri)}. Give the URL of an MLflow "
             f"server on that database, leave it out, or set {SWITCH}=off."
         )
     return ContainerSettings(environment[RUN_ID_VARIABLE], network, readable, writable)
+
+
+def _written_by(parameters: PreparePipeline) -> tuple[str, ...]:
+    """The directories that a run writes to beside its artifacts, made if need be: Docker would make them as root."""
+    train = getattr(parameters, "train", None)
+    if train is None or train.checkpointing is None or train.checkpointing.uri.startswith("s3://"):
+        return ()
+    (path,) = inputs_of({"uri": train.checkpointing.uri})[1][:1]
+    make_directory(Path(path), name=f"train.checkpointing.uri {path}")
+    return (path,)
 
 
 def _check_inputs(parameters: PreparePipeline) -> None:

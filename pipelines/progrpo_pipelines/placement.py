@@ -24,6 +24,7 @@ CONFIG_KEYS = (
     "KF_PIPELINES_UI_ENDPOINT",
     "MLFLOW_TRACKING_URI",
     "PROGRPO_SANDBOX_URL",
+    "PROGRPO_TRACKING",
 )
 PLACEMENT = ("gpu_type", "gpu_count", "cpu", "memory", "node_selector", "tolerations", "node_affinity")
 """Outputs of validate-inputs that say where a GPU task runs."""
@@ -63,6 +64,7 @@ def place(task: Task, step: str, target: Target, *, timeout_s: int | None = None
     if timeout_s is not None:
         kubernetes.set_timeout(task, timeout_s)
     task.set_env_variable("HF_HUB_OFFLINE", "1")
+    task.set_env_variable("PROGRPO_PIPELINE", target.pipeline)
     return task
 
 

@@ -27,12 +27,14 @@ class Target:
         queue: Kueue's local queue that every pod waits in; None: no queue.
         priority_class: Kueue's workload priority class; None: the queue's own.
         train_retries: times a failed training is tried again, which needs train.checkpointing.
+        pipeline: which one; set where it is loaded.
     """
 
     backend: str = "2.17"
     queue: str | None = None
     priority_class: str | None = None
     train_retries: int = 0
+    pipeline: str = ""
 
     def __post_init__(self) -> None:
         """Refuse an unknown backend."""

@@ -103,6 +103,7 @@ def test_no_path_of_this_machine_and_no_secret_is_in_a_package(package):
         variables = {item["name"]: item["value"] for item in container["env"]}
         # A launcher hands its variables on to the nodes, which run the other image.
         image = container["image"].replace("-cpu:", "-gpu:") if step == "launch-train" else container["image"]
+        assert variables.pop("PROGRPO_PIPELINE") == package.spec["pipelineInfo"]["name"]
         assert variables == {"HF_HUB_OFFLINE": "1", "PROGRPO_IMAGE": image}
         for secret in pod["secretAsEnv"]:  # names and keys, never values
             assert set(secret) == {"keyToEnv", "optional", "secretName", "secretNameParameter"}

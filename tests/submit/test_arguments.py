@@ -185,3 +185,21 @@ def test_bad_options(recorder, submit, arguments, message):
     assert done.code == 2
     assert message in done.err
     assert recorder.requests == []
+
+
+def test_a_number_that_yaml_takes_for_a_text(recorder, submit, tmp_path):
+    (tmp_path / "params.json").write_text('{"rate": 1e-06}')
+    assert submit("--params-file", str(tmp_path / "params.json")).code == 0
+    (run,) = recorder.runs.values()
+    assert run["runtime_config"]["parameters"]["rate"] == 1e-6
+
+
+def test_images_that_a_cluster_cannot_pull_are_named(recorder, submit):
+    assert "a cluster cannot pull localhost/none:1: compile with --registry" in submit().err
+
+
+def test_a_report_that_cannot_be_written_is_known_before_the_run(recorder, submit, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = submit("--wait", "--junit", str(tmp_path / "file" / "junit.xml"))
+    assert done.code == 2
+    assert not recorder.runs

@@ -126,3 +126,22 @@ def test_ctrl_c_asks_on_a_terminal(recorder, start, answer, code, state):
     assert process.wait(60) == code, seen
     assert [run["state"] for run in recorder.runs.values()] == [state]
     os.close(terminal)
+
+
+def test_signal_and_a_lost_answer_together_lose_no_run(recorder, start):
+    """The server starts the run and the answer is cut off, while a signal comes: the run is found, and ended."""
+    recorder.states = ["RUNNING"]
+    recorder.faults = [Fault("POST", "/runs$", cut="after")]
+    original = recorder.check
+
+    def check(body, model):
+        if model == "V2beta1Run":
+            process.send_signal(signal.SIGTERM)
+            time.sleep(1)
+        return original(body, model)
+
+    recorder.check = check
+    process = start("--exit-on-interrupt", "terminate")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 4, err
+    assert [run["state"] for run in recorder.runs.values()] == ["CANCELED"]

@@ -23,6 +23,6 @@ def import_checkpoint(
 
     from progrpo_components import cards, steps
 
-    manifest = steps.import_checkpoint(config, output=Path(checkpoint.path))
+    manifest = steps.import_checkpoint(config, output=Path(checkpoint.path), identity=identity)
     checkpoint.metadata.update({**steps.describe(manifest), "identity": identity})
     Path(card.path).write_text(cards.checkpoint_card(manifest), encoding="utf-8")

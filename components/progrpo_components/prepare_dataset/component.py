@@ -23,6 +23,6 @@ def prepare_dataset(
 
     from progrpo_components import cards, steps
 
-    manifest = steps.prepare_dataset(config, output=Path(dataset.path))
+    manifest = steps.prepare_dataset(config, output=Path(dataset.path), identity=identity)
     dataset.metadata.update({**steps.describe(manifest), "identity": identity})
     Path(card.path).write_text(cards.dataset_card(Path(dataset.path), manifest), encoding="utf-8")

@@ -106,8 +106,14 @@ class Place(Config):
 
 
 def is_off() -> bool:
-    """Whether tracking is switched off."""
-    return os.environ.get(SWITCH, "").lower() == "off"
+    """Whether nothing is logged: switched off, or in a pod that no server is named to.
+
+    A database beside the step would die with the pod, and the images have no driver for one.
+    """
+    if os.environ.get(SWITCH, "").lower() == "off":
+        return True
+    named = os.environ.get("MLFLOW_TRACKING_URI") or plugin_of_task().get("uri")
+    return not named and "KUBERNETES_SERVICE_HOST" in os.environ
 
 
 def summary_name(arm: str, seed: int | None) -> str:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from progrpo.errors import ManifestError, StorageError
 from progrpo.manifest import MANIFEST_NAME, Kind, Manifest, read_manifest
 from progrpo.storage import localize, s3_client, split_s3_uri
+from progrpo_components.tracking.spool import PATTERN
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,12 @@ def publish(directory: Path, uri: str, *, patience_s: float = PUBLISH_PATIENCE_S
     bucket, key = split_s3_uri(uri)
     prefix = f"{key.strip('/')}/"
     waiting = [path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if path.is_file()]
-    waiting = [name for name in waiting if name != MANIFEST_NAME and not Path(name).name.startswith(".")]
+    # A spool is what MLflow lacks: `progrpo track sync` delivers it from the artifact.
+    waiting = [
+        name
+        for name in waiting
+        if name != MANIFEST_NAME and (not Path(name).name.startswith(".") or Path(name).match(PATTERN))
+    ]
     waiting.append(MANIFEST_NAME)
     deadline, pause = time.monotonic() + patience_s, 1.0
     while True:

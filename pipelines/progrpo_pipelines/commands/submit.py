@@ -135,6 +135,7 @@ def submit(
     """
     from rich.console import Console
 
+    from progrpo.storage import make_directory
     from progrpo_pipelines.durations import parse_duration
     from progrpo_pipelines.submit.api import Api
     from progrpo_pipelines.submit.connection import connect
@@ -180,8 +181,12 @@ def submit(
     def notify(message: str) -> None:
         console.print(f"warning: {message}", markup=False, highlight=False, soft_wrap=True)
 
+    if local := sorted(image for image in package.images if image.startswith("localhost/")):
+        notify(f"a cluster cannot pull {local[0]}: compile with --registry, or set PROGRPO_IMAGE_REGISTRY.")
+    if junit is not None:
+        make_directory(junit.absolute().parent, name="the folder of --junit")
     with Interrupts() as interrupts:
-        api = Api(connection, patience_s=patience_s, notify=notify, shield=interrupts.shield)
+        api = Api(connection, patience_s=patience_s, notify=notify, shield=interrupts.shield, check=interrupts.check)
         waiting = Waiting(wait, limit_s, poll_s, on_timeout.value, lambda: _ask(on_interrupt))
         submission = Submission(api, request, waiting, console, interrupts)
         result = submission()
@@ -248,11 +253,14 @@ def _report(result: Any, cards: list[str], *, as_json: bool, junit: Path | None,
     from progrpo_pipelines.submit.result import step_summary, write_junit
 
     typer.echo(f"{result.exit_code.name.lower()}: {result.message}", err=True)
-    if junit is not None:
-        write_junit(result, junit)
-    if summary:
-        with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(step_summary(result, cards))
+    try:
+        if junit is not None:
+            write_junit(result, junit)
+        if summary:
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(step_summary(result, cards))
+    except OSError as error:  # the verdict stands, whatever becomes of its reports
+        typer.echo(f"warning: a report was not written: {error}", err=True)
     if as_json:
         typer.echo(result.as_json())
     elif result.url:

@@ -47,6 +47,7 @@ class Api:
         clock: seconds that only go forward; never compared with the server's time.
         sleep: how to wait.
         shield: context in which a request is sent that must not be sent twice, so that no signal loses its answer.
+        check: called before a request is repeated; raises what was held back.
     """
 
     def __init__(
@@ -58,10 +59,12 @@ class Api:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         shield: Callable[[], AbstractContextManager[None]] = nullcontext,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.connection = connection
         self.patience_s = patience_s
         self.clock, self.sleep, self.notify, self._shield = clock, sleep, notify, shield
+        self._check = check
         configuration = kfp.Configuration(host=connection.endpoint)
         configuration.retries = False  # ours below know which requests may be sent twice; redirects lead to login pages
         configuration.proxy = connection.proxy
@@ -161,6 +164,7 @@ class Api:
             wait_s = wait_s if asked_s is None else asked_s
             if not retry or self.clock() - started + wait_s > patience:
                 raise failure from None
+            self._check()
             self.notify(f"{failure} Trying again in {wait_s:.0f} s.")
             self.sleep(wait_s)
             wait_s = min(2 * max(wait_s, _FIRST_WAIT_S), _LONGEST_WAIT_S)

@@ -40,14 +40,10 @@ class Interrupts:
 
     @contextmanager
     def shield(self) -> Iterator[None]:
-        """Hold signals back until :meth:`check`; if the block fails, raise what was held back instead."""
+        """Hold signals back until :meth:`check`, also if the block fails: what it sent may have arrived."""
         self._shielded = True
         try:
             yield
-        except Exception:
-            self._shielded = False
-            self.check()
-            raise
         finally:
             self._shielded = False
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,9 @@ class Parameter:
         Raises:
             ConfigError: it is none of that type, or not among the literals.
         """
+        if self.type == "NUMBER_DOUBLE" and isinstance(value, str):
+            with suppress(ValueError):
+                value = json.loads(value)  # YAML 1.1 takes 1e-06 for a text
         number = isinstance(value, int | float) and not isinstance(value, bool)
         finite = number and abs(value) <= sys.float_info.max  # what JSON and protobuf can carry; false for NaN
         if self.type == "NUMBER_INTEGER" and finite and int(value) == value:
@@ -124,6 +128,12 @@ class Package:
         """The PipelineSpec alone, without what is special to Kubernetes."""
         spec: dict[str, Any] = self.document.get("pipeline_spec", self.document)
         return spec
+
+    @property
+    def images(self) -> set[str]:
+        """Of its tasks."""
+        executors = self.spec.get("deploymentSpec", {}).get("executors", {}).values()
+        return {str(executor["container"]["image"]) for executor in executors if "container" in executor}
 
     @property
     def digest(self) -> str:

@@ -8,6 +8,8 @@ from progrpo.errors import ConfigError
 from progrpo_pipelines import docker_runner
 from progrpo_pipelines.cli import main
 from progrpo_pipelines.docker_runner import ContainerSettings, environment_of, inputs_of
+from progrpo_pipelines.local import _written_by
+from progrpo_pipelines.presets import resolve
 from progrpo_pipelines.progress import ProgressReader
 from progrpo_pipelines.tracking_server import artifacts_of, needs_server
 
@@ -120,3 +122,19 @@ def test_a_database_that_containers_cannot_reach_is_refused(tmp_path, monkeypatc
     assert "secret" not in str(caught.value)
     off = {**environment, "MLFLOW_TRACKING_URI": "sqlite:////runs/mlflow.db", "PROGRPO_TRACKING": "off"}
     assert local._containers(off, "none", (), Console()) == ContainerSettings("r", "none")
+
+
+def test_a_file_uri_is_a_path(tmp_path):
+    (tmp_path / "models").mkdir()
+    changed, paths = inputs_of({"uri": f"{(tmp_path / 'models').as_uri()}"})
+    assert changed == {"uri": str(tmp_path / "models")}
+    assert paths == (str(tmp_path / "models"),)
+
+
+def test_training_state_may_be_written(tmp_path):
+    state = tmp_path / "state"
+    parameters = resolve("compare", preset="smoke", settings=[f"train.checkpointing={{uri: {state}}}"])
+    assert _written_by(parameters) == (str(state),)
+    assert state.is_dir()  # Docker would make it as root
+    assert _written_by(resolve("compare", preset="smoke")) == ()
+    assert _written_by(resolve("evaluate", preset="smoke")) == ()

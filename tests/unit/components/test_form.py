@@ -176,3 +176,8 @@ def test_a_text_that_must_be_given_may_not_be_empty():
 
 def test_the_same_value_twice_is_no_contradiction():
     assert compare({"train_steps": 9, "overrides": {"train": {"steps": 9.0}}}).train.steps == 9
+
+
+def test_the_experiment_is_no_override():
+    with pytest.raises(ConfigError, match="that is the parameter experiment"):
+        read_form("compare", {"overrides": {"experiment": "mine"}}, {})

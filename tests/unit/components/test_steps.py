@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from progrpo.errors import ConfigError, DataError, ManifestError
+from progrpo.errors import ConfigError, DataError, ManifestError, StorageError
 from progrpo.manifest import write_manifest
 from progrpo_components import standalone, steps
 from progrpo_components.reporting import PROGRESS_DIR, reported
@@ -164,3 +164,23 @@ def test_step_from_a_file_makes_the_artifact(tmp_path):
     assert (manifest.metadata["num_train"], manifest.metadata["num_eval"]) == (8, 4)
     assert (tmp_path / "out" / "manifest.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_changed_since_the_first_task_looked_is_refused(tmp_path):
+    """The cache would know the new content by the old one's key."""
+    from progrpo.config import DatasetConfig
+    from progrpo.inputs import dataset_identity
+
+    file = tmp_path / "problems.jsonl"
+    rows = [{"prompt": f"what is {i} + 1?", "answer": str(i + 1)} for i in range(20)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {"source": {"type": "file", "train_uri": str(file), "task": "exact"}}
+    identity = dataset_identity(DatasetConfig.model_validate(config))
+    steps.prepare_dataset(config, output=tmp_path / "same", identity=identity)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
+    with pytest.raises(StorageError, match="changed while the run was under way"):
+        steps.prepare_dataset(config, output=tmp_path / "changed", identity=identity)
+
+
+def test_an_empty_experiment_is_the_default():
+    assert steps.Tracking.of_pipeline("", "run").experiment == "progrpo"

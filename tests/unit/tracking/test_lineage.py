@@ -180,3 +180,23 @@ def test_what_is_no_evaluation_is_refused(client, tmp_path):
     with pytest.raises(ComparisonError, match=r"no summary run of a finished evaluation"):
         compare_runs.fetch(client, empty, tmp_path)
     client.delete_run(empty)
+
+
+def test_a_model_that_was_left_in_the_middle_is_finished(client, monkeypatch):
+    run = find(client, "grpo-seed0", "monday")
+    experiment = run.info.experiment_id
+    twin = client.create_run(experiment, tags={"progrpo.arm": "grpo", "progrpo.seed": "0"}).info.run_id
+    training = _training_of(client, "monday")
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "log_model_artifacts", _full)
+        with pytest.raises(OSError, match="full"):
+            lineage.log_training(client, twin, training)
+    lineage.log_training(client, twin, training)
+    (model,) = client.search_logged_models([experiment], f"source_run_id = '{twin}'")
+    assert model.status == "READY"
+    assert (Path(model.artifact_location.removeprefix("file://")) / "README.md").is_file()
+    client.delete_run(twin)
+
+
+def _full(*args):
+    raise OSError("the disk is full")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from progrpo.config import ARM_NAME
 from progrpo.metrics import EVAL_METRICS, HELDOUT_METRICS, TRAIN_METRICS, TRAIN_WALL_TIME
-from progrpo_components.tracking import Tracker, is_legal_name, locate, open_tracking, redact, spool
+from progrpo_components.tracking import Tracker, is_legal_name, is_off, locate, open_tracking, redact, spool
 
 PLACE = {"experiment": "e", "pipeline_run_id": "p", "task": "train", "arm": "grpo", "seed": 0}
 NAMES = [*TRAIN_METRICS, *HELDOUT_METRICS, *EVAL_METRICS, TRAIN_WALL_TIME]
@@ -209,3 +209,18 @@ def test_the_tasks_of_progrpo_run_do_not_all_log_into_one_run_of_the_shell(monke
 )
 def test_passwords_in_messages(text, shown):
     assert redact(text) == shown
+
+
+def test_a_pod_without_a_server_tracks_nothing(monkeypatch):
+    """A database beside the step would die with the pod."""
+    for name in ("PROGRPO_TRACKING", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "KFP_MLFLOW_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    assert not is_off()
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert is_off()
+    config = {"parentRunId": "r", "experimentId": "1", "endpoint": "http://mlflow:5000"}
+    monkeypatch.setenv("KFP_MLFLOW_CONFIG", json.dumps(config))
+    assert not is_off()
+    monkeypatch.delenv("KFP_MLFLOW_CONFIG")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert not is_off()
