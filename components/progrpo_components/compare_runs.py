@@ -88,8 +88,8 @@ def fetch(client: MlflowClient, run_id: str, directory: Path) -> Fetched:
         raise ConfigError(f"MLflow has no run {run_id!r}. Give a run's id, or --experiment and --filter.") from None
     if not _has_evaluation(client, run_id):
         raise ComparisonError(
-            f"run {run.info.run_name} ({run_id}) has no {EVALUATION_PATH}/{MANIFEST_NAME}, so no evaluation ended in it. "
-            f"Give the runs that evaluated: ARM-seedN and {START}, or Kubeflow's of the evaluate tasks."
+            f"run {run.info.run_name} ({run_id}) has no {EVALUATION_PATH}/{MANIFEST_NAME}, so no evaluation ended in "
+            f"it. Give the runs that evaluated: ARM-seedN and {START}, or Kubeflow's of the evaluate tasks."
         )
     target = directory / run_id
     target.mkdir(parents=True, exist_ok=True)
