@@ -70,6 +70,8 @@ def action(recorder, command, tmp_path, package_path):
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # A shell cannot trap what it was started to ignore, as everything in the background of another shell is.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     return start
