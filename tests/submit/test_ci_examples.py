@@ -147,7 +147,7 @@ def test_gitlab_job(recorder, command, tmp_path, package_path):
     template = yaml.safe_load((CI / "gitlab" / "progrpo.yml").read_text())[".progrpo-submit"]
     job = yaml.safe_load((CI / "gitlab" / "example.gitlab-ci.yml").read_text())["nightly-compare"]
     assert job["extends"] == ".progrpo-submit"
-    ci = {"CI_PROJECT_PATH_SLUG": "team-models", "CI_COMMIT_SHA": "0" * 40, "CI_JOB_NAME_SLUG": "nightly"}
+    ci = {"CI_PROJECT_PATH_SLUG": "team-models", "CI_PIPELINE_ID": "0" * 40, "CI_JOB_NAME_SLUG": "nightly"}
     variables = template["variables"] | job["variables"]
     variables |= {"PROGRPO_TARGET": package_path, "PROGRPO_PRESET": "", "PROGRPO_SETTINGS": "experiment=a b\nsteps=3\n"}
     variables = {key: re.sub(r"\$(\w+)", lambda match: ci[match[1]], value) for key, value in variables.items()}
