@@ -73,7 +73,9 @@ reward_groups = st.lists(st.floats(-10, 10, width=32), min_size=2, max_size=16)
 def test_it_is_centred_and_equals_trl(rewards):
     rewards_PG = torch.tensor([rewards])
     advantages = group_relative_advantage(rewards_PG)
-    assert abs(advantages.double().mean().item()) < 1e-3 * max(1.0, advantages.abs().max().item())
+    # Of nearly equal rewards the float32 rounding of the mean remains, divided by little more than 1e-4.
+    rounding = rewards_PG.abs().max() * 2**-23 / (nanstd(rewards_PG, dim=1).item() + 1e-4)
+    assert abs(advantages.double().mean().item()) < 1e-3 * max(1.0, advantages.abs().max().item()) + rounding
     trl = (rewards_PG - rewards_PG.nanmean(dim=1, keepdim=True)) / (nanstd(rewards_PG, dim=1)[:, None] + 1e-4)
     assert torch.equal(advantages, torch.nan_to_num(trl, nan=0.0))
 
