@@ -10,8 +10,10 @@ import math
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import islice
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from progrpo.rewards.code.program import python_blocks, syntax_tree
 
@@ -25,6 +27,7 @@ _LATEX = (
     (re.compile(r"[−–]"), "-"),
     (re.compile(r"\*\*"), "^"),
 )
+_LAYOUT = re.compile(r"[\\$×·÷−–]|\*\*")  # without any of these nothing of _LATEX is found
 _OPERAND = r"[\\\w.(){}\[\]]+"
 _EXPRESSION = re.compile(rf"{_OPERAND}(?:\s*[-+*/^=<>]+\s*{_OPERAND})+")
 
@@ -47,7 +50,7 @@ def _path(completion: str) -> str:
         if (tree := syntax_tree(block)) is not None:
             return "code:" + tree
     text = completion
-    for pattern, replacement in _LATEX:
+    for pattern, replacement in _LATEX if _LAYOUT.search(text) else ():
         text = pattern.sub(replacement, text)
     if expressions := dict.fromkeys(re.sub(r"\s+", "", found).rstrip(".") for found in _EXPRESSION.findall(text)):
         return "math:" + ";".join(expressions)
@@ -68,8 +71,9 @@ def distinct_ngram_frac(texts: Sequence[Sequence[str]]) -> float | None:
     Returns:
         a fraction; None: no text has 4 words.
     """
-    grams = Counter(gram for text in texts for gram in _ngrams(text, NGRAM))
-    return len(grams) / grams.total() if grams else None
+    grams = {gram for text in set(map(tuple, texts)) for gram in zip(*(text[i:] for i in range(NGRAM)), strict=False)}
+    total = sum(max(0, len(text) - NGRAM + 1) for text in texts)
+    return len(grams) / total if total else None
 
 
 def self_bleu(texts: Sequence[Sequence[str]]) -> float | None:
@@ -88,40 +92,47 @@ def self_bleu(texts: Sequence[Sequence[str]]) -> float | None:
         return None
     copies = Counter(map(tuple, texts))
     # A text with a copy is its own reference: BLEU 1. Only those that occur once need counting.
-    single = [text for text, count in copies.items() if count == 1]
-    score = float(len(texts) - len(single))
-    lengths = sorted(len(text) for text in texts)
-    counts = [[Counter(_ngrams(text, n)) for n in range(1, NGRAM + 1)] for text in copies]
-    most = [_two_most(of_order) for of_order in zip(*counts, strict=True)]
-    for index, text in enumerate(copies):
-        if copies[text] > 1:
-            continue
-        logs = []
-        for n in range(1, min(NGRAM, len(text)) + 1):
-            matched = 0
-            for gram, count in counts[index][n - 1].items():
-                first, owner, second = most[n - 1][gram]
-                matched += min(count, second if owner == index else first)
-            smooth = int(n > 1)
-            total = len(text) - n + 1 + smooth
-            logs.append(math.log((matched + smooth) / total) if matched + smooth else -math.inf)
-        if logs:
-            score += math.exp(sum(logs) / len(logs)) * _brevity(len(text), lengths)
+    lengths = np.array([len(text) for text in copies])
+    orders = np.arange(1, NGRAM + 1)
+    total = lengths - orders[:, None] + 1  # n-grams of each order and text, [4, U]
+    smooth = (orders > 1).astype(int)[:, None]
+    with np.errstate(divide="ignore"):  # no word in common: log 0, BLEU 0
+        logs = np.log((_matched(list(copies), lengths) + smooth) / np.maximum(total + smooth, 1))
+    scores = np.exp(np.where(total > 0, logs, 0.0).sum(axis=0) / np.clip(lengths, 1, NGRAM)).tolist()
+    sorted_lengths, score = sorted(len(text) for text in texts), 0.0
+    for of_text, (text, count) in zip(scores, copies.items(), strict=True):
+        if count > 1:
+            score += count
+        elif text:
+            score += of_text * _brevity(len(text), sorted_lengths)
     return score / len(texts)
 
 
-def _ngrams(text: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
-    return zip(*(islice(text, start, None) for start in range(n)), strict=False)
-
-
-def _two_most(counters: Iterable[Counter[tuple[str, ...]]]) -> dict[tuple[str, ...], tuple[int, int, int]]:
-    """Return for each n-gram the most any text has, which text that is, and the most any other has."""
-    most: dict[tuple[str, ...], tuple[int, int, int]] = {}
-    for index, counter in enumerate(counters):
-        for gram, count in counter.items():
-            first, owner, second = most.get(gram, (0, -1, 0))
-            most[gram] = (count, index, first) if count > first else (first, owner, max(second, count))
-    return most
+def _matched(texts: Sequence[Sequence[str]], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.number]:
+    """Return how many n-grams of 1 ... 4 words each of the U distinct texts shares, clipped, with any other: [4, U]."""
+    numbers: dict[str, int] = {}
+    word = np.array([numbers.setdefault(word, len(numbers)) for text in texts for word in text], dtype=np.int64)
+    text = np.repeat(np.arange(len(texts)), lengths)
+    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(word))  # words to the end of the text, this included
+    gram, start, found, num_grams = word, np.arange(len(word)), [], 0
+    for order in range(1, NGRAM + 1):
+        if order > 1:
+            going_on = left[start] >= order
+            start = start[going_on]
+            gram = np.unique(gram[going_on] * len(numbers) + word[start + order - 1], return_inverse=True)[1]
+        found.append((gram + num_grams) * len(texts) + text[start])
+        num_grams += len(word)
+    # The occurrences of each n-gram in each text, n-gram by n-gram.
+    pair, count = np.unique(np.concatenate(found), return_counts=True)
+    of_gram, of_text = np.divmod(pair, len(texts))
+    # The most that any other text has: that of the text with the most is the second most.
+    ranked = np.append(np.lexsort((-count, of_gram)), -1)
+    first = np.searchsorted(of_gram, of_gram)  # where each n-gram begins, in either order
+    second = ranked[first + 1]
+    others = np.where((second >= 0) & (of_gram[second] == of_gram), count[second], 0)
+    most = np.where(ranked[first] == np.arange(len(pair)), others, count[ranked[first]])
+    order_and_text = of_gram // max(len(word), 1) * len(texts) + of_text
+    return np.bincount(order_and_text, np.minimum(count, most), NGRAM * len(texts)).reshape(NGRAM, len(texts))
 
 
 def _brevity(length: int, lengths: Sequence[int]) -> float:

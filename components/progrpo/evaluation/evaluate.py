@@ -48,7 +48,7 @@ def evaluate(
 ) -> Manifest:
     """Measure a checkpoint on the held-out problems.
 
-    Writes ``samples.parquet`` (one row a completion, see :class:`progrpo.evaluation.samples.Sample`),
+    Writes ``samples.parquet`` (one row a completion, see :data:`progrpo.evaluation.samples.SCHEMA`),
     ``problems.parquet`` (one row a problem), ``evaluation.json``, with ``config.ability`` the directory ``ability``
     (see :func:`progrpo.evaluation.ability.measure_ability`) and, last, the manifest. Equal inputs, configuration
     and machine give equal completions and metrics; only wall times differ. Killed, it goes on from the completions it

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import subprocess
 import sys
@@ -18,12 +17,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import numpy as np
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from progrpo import errors
@@ -34,7 +32,7 @@ from progrpo.environment import resolve_device
 from progrpo.errors import ConfigError, ProGRPOError
 from progrpo.evaluation.diversity import distinct_ngram_frac, self_bleu, solution_path, words
 from progrpo.evaluation.loading import load_engine
-from progrpo.evaluation.samples import Sample, position_edges
+from progrpo.evaluation.samples import SCHEMA, position_edges, token_columns
 from progrpo.evaluation.shards import ProblemStatistics, Shards
 from progrpo.generation.engine import Completion, Engine, SamplingSettings, Scores
 from progrpo.metrics import Progress
@@ -80,38 +78,32 @@ class Sampler:
 
     def judge(
         self, problems: Sequence[Problem], completions: Sequence[Completion], scores: Sequence[Scores]
-    ) -> tuple[list[Sample], list[ProblemStatistics]]:
-        """Verify what was drawn; return it as rows, and what is measured on a problem's completions together."""
+    ) -> tuple[pa.Table, list[ProblemStatistics]]:
+        """Verify what was drawn; return rows of ``samples.parquet``, and what is measured on a problem's as a whole."""
         config, n = self.config, self.config.num_samples
         owners = [p for p in range(len(problems)) for _ in range(n)]
-        texts = self.tokenizer.batch_decode([list(c.token_ids) for c in completions], skip_special_tokens=True)
+        token_ids = list(dict.fromkeys(completion.token_ids for completion in completions))
+        decoded = self.tokenizer.batch_decode([list(ids) for ids in token_ids], skip_special_tokens=True)
+        text_of = dict(zip(token_ids, decoded, strict=True))
+        texts, distinct = [text_of[completion.token_ids] for completion in completions], set(decoded)
         verdicts = verify_batch([(problems[p].task, problems[p].answer, t) for p, t in zip(owners, texts, strict=True)])
-        starts = np.array(position_edges(config.max_completion_tokens)[:-1])
-        paths = {text: solution_path(text) for text in set(texts)}
-        samples = [
-            Sample(
-                problem_id=problems[p].id,
-                sample_index=i % n,
-                completion=text,
-                answer=verdict.answer,
-                correct=verdict.correct,
-                scored=verdict.scored,
-                num_tokens=len(completion.token_ids),
-                finish_reason=completion.finish_reason,
-                logprob_sum=float(score.logprobs.sum(dtype=np.float64)),
-                entropy_sum=float(score.entropies.sum(dtype=np.float64)),
-                answer_confidence=_tail_confidence(score.logprobs),
-                position_entropy=np.add.reduceat(
-                    score.entropies, starts[: np.searchsorted(starts, len(score.entropies))], dtype=np.float64
-                ).tolist(),
-                solution_path=paths[text],
-            )
-            for i, (p, completion, score, text, verdict) in enumerate(
-                zip(owners, completions, scores, texts, verdicts, strict=True)
-            )
-        ]
-        split = [[words(text) for text in texts[p * n : (p + 1) * n]] for p in range(len(problems))]
-        return samples, [ProblemStatistics(self_bleu(texts), distinct_ngram_frac(texts)) for texts in split]
+        paths = {text: solution_path(text) for text in distinct}
+        samples = {
+            "problem_id": [problems[p].id for p in owners],
+            "sample_index": [i % n for i in range(len(owners))],
+            "completion": texts,
+            "answer": [verdict.answer for verdict in verdicts],
+            "correct": [verdict.correct for verdict in verdicts],
+            "scored": [verdict.scored for verdict in verdicts],
+            "num_tokens": [len(completion.token_ids) for completion in completions],
+            "finish_reason": [completion.finish_reason for completion in completions],
+            **token_columns(scores, position_edges(config.max_completion_tokens)),
+            "solution_path": [paths[text] for text in texts],
+        }
+        split = {text: words(text) for text in distinct}
+        groups = [[split[text] for text in texts[start : start + n]] for start in range(0, len(texts), n)]
+        statistics = [ProblemStatistics(self_bleu(group), distinct_ngram_frac(group)) for group in groups]
+        return pa.table(samples, SCHEMA), statistics
 
     def _scores(self, prompts: Sequence[Sequence[int]], completions: Sequence[Completion]) -> Sequence[Scores]:
         """Take the engine's own scores where it has them, else run the model over the completions once more."""
@@ -196,7 +188,7 @@ def sample_ranges(
         samples, statistics = sampler.judge(problems[first:last], completions, scores)
         shards.write(first, samples, statistics)
         done, sampled = done + last - first, sampled + len(samples)
-        correct += sum(sample.correct for sample in samples)
+        correct += samples["correct"].to_pylist().count(True)
         if progress is not None:
             progress.update(done * n, len(problems) * n, pass_at_1=correct / sampled)
 
@@ -302,19 +294,6 @@ def _gpus(config: EvaluateConfig) -> list[str]:
             f"needs one of its own. Lower it, or give the step more GPUs."
         )
     return gpus
-
-
-def _tail_confidence(logprobs: np.ndarray) -> float:
-    """c(o|q) of one completion; :func:`progrpo.algorithms.confidence.answer_confidence` without padding."""
-    size = _tail_size(len(logprobs))
-    return math.exp(np.partition(logprobs, size - 1)[:size].mean(dtype=np.float64))
-
-
-@cache
-def _tail_size(num_tokens: int) -> int:
-    from progrpo.algorithms.confidence import tail_size
-
-    return tail_size(num_tokens)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from progrpo.evaluation.samples import SCHEMA, Sample
+from progrpo.evaluation.samples import SCHEMA
 from progrpo.manifest import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -91,15 +91,13 @@ class Shards:
             start = last
         return ranges
 
-    def write(self, first: int, samples: Sequence[Sample], statistics: Sequence[ProblemStatistics]) -> None:
+    def write(self, first: int, samples: pa.Table, statistics: Sequence[ProblemStatistics]) -> None:
         """Write the completions of the problems from ``first`` on."""
         path = self._path(first, first + len(statistics))
-        # Column by column, which takes a third of the time of Table.from_pylist.
-        table = pa.table({name: [getattr(sample, name) for sample in samples] for name in SCHEMA.names}, SCHEMA)
         metadata = {_STATISTICS: json.dumps([vars(problem) for problem in statistics]).encode()}
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         with temporary.open("wb") as file:
-            pq.write_table(table.replace_schema_metadata(metadata), file)
+            pq.write_table(samples.replace_schema_metadata(metadata), file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -44,7 +44,7 @@ def verify(task: str, answer: str, completion: str) -> Verdict:
 
 
 def verify_batch(items: Sequence[tuple[str, str, str]], timeout_s: float = 10.0) -> list[Verdict]:
-    """Verify completions.
+    """Verify completions; those of a problem that are the same text once.
 
     Args:
         items: (task, right answer, completion).
@@ -58,21 +58,24 @@ def verify_batch(items: Sequence[tuple[str, str, str]], timeout_s: float = 10.0)
         ConfigError: an unknown task, a verifier that is not installed or does not start, or no sandbox for programs.
         DataError: an answer its task cannot read.
     """
-    verdicts: dict[int, Verdict] = {}
-    waiting: dict[str, list[int]] = {"math": [], "code": []}
-    for index, (task, answer, completion) in enumerate(items):
+    verdicts: dict[tuple[str, str, str], Verdict] = {}
+    waiting: dict[str, list[tuple[str, str]]] = {"math": [], "code": []}
+    for item in dict.fromkeys(items):
+        task, answer, completion = item
         if task in waiting:
-            waiting[task].append(index)
+            waiting[task].append((answer, completion))
         elif task in _PLAIN:
-            verdicts[index] = _PLAIN[task](answer, completion)
+            verdicts[item] = _PLAIN[task](answer, completion)
         else:
             raise ConfigError(f"unknown task {task!r}. Allowed: {', '.join(sorted(VERIFIER_VERSIONS))}.")
-    for task, indices in waiting.items():
-        if not indices:
+    for task, pairs in waiting.items():
+        if not pairs:
             continue
-        pairs = [items[index][1:] for index in indices]
         results = mathematics.verify_all(pairs, timeout_s) if task == "math" else code.verify_all(pairs)
-        verdicts.update(zip(indices, results, strict=True))
-        if unscored := sum(not verdict.scored for verdict in results):
-            logger.warning("%d of %d %s completions could not be verified", unscored, len(results), task)
-    return [verdicts[index] for index in range(len(items))]
+        verdicts.update({(task, *pair): verdict for pair, verdict in zip(pairs, results, strict=True)})
+    found = [verdicts[item] for item in items]
+    for task in waiting:
+        of_task = [verdict for item, verdict in zip(items, found, strict=True) if item[0] == task]
+        if unscored := sum(not verdict.scored for verdict in of_task):
+            logger.warning("%d of %d %s completions could not be verified", unscored, len(of_task), task)
+    return found

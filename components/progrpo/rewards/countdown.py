@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from progrpo.errors import DataError
 from progrpo.rewards.verdict import Verdict, final_answer
@@ -24,8 +24,7 @@ MAX_LENGTH = 200
 _TOKEN = re.compile(r"[0-9]+|[-+*()]|\S")
 
 
-@dataclass(frozen=True, slots=True)
-class Expression:
+class Expression(NamedTuple):
     """A parsed expression.
 
     Attributes:

@@ -7,11 +7,12 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from progrpo.config import EvaluateConfig
 from progrpo.evaluation.evaluate import evaluate
-from progrpo.evaluation.samples import SCHEMA, Sample, position_edges
+from progrpo.evaluation.samples import SCHEMA, position_edges
 from progrpo.evaluation.shards import ProblemStatistics, Shards
 
 CONFIG = EvaluateConfig(
@@ -40,13 +41,10 @@ def test_killed_ten_times_it_is_the_file_of_an_uninterrupted_run(
     assert kills >= 10
 
 
-def _sample(problem: int, index: int) -> Sample:
-    return Sample(f"p{problem}", index, "text", "1", True, True, 2, "stop", -1.0, 1.5, 0.5, [1.0, 0.5], "ab")
-
-
 def _fill(shards: Shards, first: int, last: int) -> None:
-    n = shards.num_samples
-    samples = [_sample(p, i) for p in range(first, last) for i in range(n)]
+    constant = ["text", "1", True, True, 2, "stop", -1.0, 1.5, 0.5, [1.0, 0.5], "ab"]
+    rows = [[f"p{p}", i, *constant] for p in range(first, last) for i in range(shards.num_samples)]
+    samples = pa.Table.from_pylist([dict(zip(SCHEMA.names, row, strict=True)) for row in rows], SCHEMA)
     shards.write(first, samples, [ProblemStatistics(0.5, None)] * (last - first))
 
 
