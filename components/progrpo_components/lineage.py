@@ -59,11 +59,12 @@ def log_training(client: MlflowClient, run_id: str, training: Path) -> None:
     manifest = read_manifest(training, "training", verify=False)
     _log_files(client, run_id, training, _TRAINING_FILES, TRAINING_PATH)
     steps = list(kept_steps(training)) if (training / "rollouts").is_dir() else []
-    for step in dict.fromkeys(steps[:1] + steps[-1:]):
-        rows = read_rollouts(training, [step])
-        _log_table(client, run_id, rows[:_TABLE_ROWS], f"rollouts/step_{step:05d}.json")
-        _log_traces(client, run_id, rows, step)
-    _log_model(client, run_id, training, manifest)
+    with _tracing(str(client.tracking_uri)):
+        for step in dict.fromkeys(steps[:1] + steps[-1:]):
+            rows = read_rollouts(training, [step])
+            _log_traces(client, run_id, rows, step)
+            _log_table(client, run_id, rows[:_TABLE_ROWS], f"rollouts/step_{step:05d}.json")
+        _log_model(client, run_id, training, manifest)
 
 
 def log_evaluation(client: MlflowClient, run_id: str, evaluation: Path) -> None:
@@ -128,38 +129,34 @@ def _log_table(client: MlflowClient, run_id: str, rows: Sequence[Mapping[str, An
 
 def _log_traces(client: MlflowClient, run_id: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
     """Log the first groups of a step as traces: the prompt, and a span for each completion with its reward."""
-    import mlflow
-
     run = client.get_run(run_id)
     experiment_id = run.info.experiment_id
     known = {
         trace.info.tags.get("progrpo.rollouts")
         for trace in client.search_traces(locations=[experiment_id], run_id=run_id, include_spans=False)
     }
-    with _tracking_uri(str(client.tracking_uri)), _fresh_ids():
-        for problem, group in itertools.islice(_groups(rows), _TRACED_PROBLEMS):
-            name = f"step {step}, {problem}"
-            if name in known:
-                continue
-            prompt = group[0]["prompt"]
-            tags = {
-                "progrpo.rollouts": name,
-                "progrpo.step": str(step),
-                **{key: value for key, value in run.data.tags.items() if key in ("progrpo.arm", "progrpo.seed")},
-            }
-            root = client.start_trace(
-                name, "CHAIN", inputs={"prompt": prompt}, tags=tags, experiment_id=experiment_id, run_id=run_id
+    for problem, group in itertools.islice(_groups(rows), _TRACED_PROBLEMS):
+        name = f"step {step}, {problem}"
+        if name in known:
+            continue
+        prompt = group[0]["prompt"]
+        tags = {
+            "progrpo.rollouts": name,
+            "progrpo.step": str(step),
+            **{key: value for key, value in run.data.tags.items() if key in ("progrpo.arm", "progrpo.seed")},
+        }
+        root = client.start_trace(
+            name, "CHAIN", inputs={"prompt": prompt}, tags=tags, experiment_id=experiment_id, run_id=run_id
+        )
+        for index, row in enumerate(group):
+            shown = {key: row[key] for key in _SPAN_ATTRIBUTES if row.get(key) is not None}
+            span = client.start_span(
+                f"completion {index}", root.trace_id, root.span_id, "LLM", inputs={"prompt": prompt}
             )
-            for index, row in enumerate(group):
-                shown = {key: row[key] for key in _SPAN_ATTRIBUTES if row.get(key) is not None}
-                span = client.start_span(
-                    f"completion {index}", root.trace_id, root.span_id, "LLM", inputs={"prompt": prompt}
-                )
-                client.end_span(root.trace_id, span.span_id, outputs=row["completion"], attributes=shown)
-            rewards = [row["reward"] for row in group]
-            summary = {"mean reward": sum(rewards) / len(rewards), "completions": len(rewards)}
-            client.end_trace(root.trace_id, outputs=summary)
-        mlflow.flush_trace_async_logging()
+            client.end_span(root.trace_id, span.span_id, outputs=row["completion"], attributes=shown)
+        rewards = [row["reward"] for row in group]
+        summary = {"mean reward": sum(rewards) / len(rewards), "completions": len(rewards)}
+        client.end_trace(root.trace_id, outputs=summary)
 
 
 _SPAN_ATTRIBUTES = ("reward", "correct", "answer", "advantage", "prompt_confidence", "answer_confidence", "num_tokens")
@@ -172,27 +169,24 @@ def _groups(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Mappi
 
 
 @contextmanager
-def _tracking_uri(uri: str) -> Iterator[None]:
-    """Make ``uri`` mlflow's own for a while: traces go there, whatever the client says."""
+def _tracing(uri: str) -> Iterator[None]:
+    """Send the traces that are made within to ``uri``, all of them before it ends.
+
+    Traces go to mlflow's own tracking URI, whatever the client says, and their ids come from ``random``, which training
+    seeded: two runs' were equal. They are sent by threads in the background; the end waits for them once, since each
+    time takes up to a second.
+    """
     import mlflow
 
-    before = mlflow.get_tracking_uri()
+    before, state = mlflow.get_tracking_uri(), random.getstate()
     mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before)
-
-
-@contextmanager
-def _fresh_ids() -> Iterator[None]:
-    """Draw from the system for a while: trace ids come from ``random``, which training seeded; two runs' were equal."""
-    state = random.getstate()
     random.seed()
     try:
         yield
+        mlflow.flush_trace_async_logging()
     finally:
         random.setstate(state)
+        mlflow.set_tracking_uri(before)
 
 
 # --- the model -------------------------------------------------------------------------------------------------------

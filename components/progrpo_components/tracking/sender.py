@@ -47,8 +47,13 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    os.environ.setdefault("MLFLOW_ASYNC_TRACE_LOGGING_MAX_SPAN_BATCH_SIZE", "128")  # 5 are many requests
     gc.disable()  # the collector would go through mlflow's million objects again and again, and free none
-    import mlflow  # noqa: F401
+    # What the end of a step needs is imported at its start, when nobody waits.
+    import mlflow.models
+    import mlflow.types.llm  # noqa: F401
+
+    from progrpo_components import lineage  # noqa: F401
 
     gc.freeze()
     gc.enable()
@@ -121,4 +126,6 @@ def _closed(timeout_s: float) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    os._exit(code)  # everything was sent; mlflow would wait a second for threads that have nothing left to do
