@@ -68,6 +68,10 @@ images: $(STAMP) ## Build the component images with Docker (docs/images.md)
 	PYTHON=$(BIN)/python images/build.sh progrpo-cpu
 	PYTHON=$(BIN)/python images/build.sh progrpo-gpu
 
+.PHONY: audit
+audit: $(STAMP) ## Audit the lock files with pip-audit: ADVISORIES=DIR asks a clone of PyPA's database instead of OSV
+	$(BIN)/python scripts/audit.py $(if $(ADVISORIES),--advisories $(ADVISORIES)) --report docs/audit.md
+
 .PHONY: charts
 charts: $(STAMP) ## Make the tables of the charts' READMEs again from their values
 	$(BIN)/python charts/readme.py

@@ -69,22 +69,19 @@ def _pictures(server: MLflowServer, tab: Tab, output: Path) -> None:
     experiment = client.get_experiment_by_name("progrpo").experiment_id
     runs = client.search_runs([experiment], "tags.`progrpo.seed` != ''")
     chosen = sorted((run for run in runs if "eval/pass_at_1" in run.data.metrics), key=lambda run: run.info.run_name)
-    ids = json.dumps([run.info.run_id for run in chosen])
     (model,) = client.search_logged_models([experiment], f"source_run_id = '{chosen[-1].info.run_id}'")
     trace = client.search_traces(locations=[experiment], run_id=chosen[-1].info.run_id)[0]
     seeds = quote("tags.`progrpo.seed` != ''")
-    selected = f"runs={quote(ids)}&experiments={quote(json.dumps([experiment]))}"
     pages = {
         "runs": f"/experiments/{experiment}/runs",
         "charts": f"/experiments/{experiment}/runs?compareRunsMode=CHART&searchFilter={seeds}",
-        "compare": f"/compare-runs?{selected}",
         "run": f"/experiments/{experiment}/runs/{chosen[-1].info.run_id}",
         "model": f"/experiments/{experiment}/models/{model.model_id}",
         "registry": "/models/progrpo",
         "trace": f"/experiments/{experiment}/traces?selectedEvaluationId={trace.info.trace_id}",
     }
     for name, page in pages.items():
-        tab.open(f"{server.uri}/#{page}", width=1400, height=1500 if name == "charts" else 900)
+        tab.open(f"{server.uri}/#{page}", width=1400, height=1650 if name == "charts" else 900)
         _settle(tab)
         tab.evaluate("document.querySelectorAll('button[aria-label=Close]').forEach(b => b.click())")  # the assistant
         if name == "charts":

@@ -149,7 +149,9 @@ def test_exit_codes(api, add, capsys):
 def test_a_wrong_age_is_explained(api, capsys, age):
     code, _, err = call("--namespace", "team-a", f"--max-heartbeat-age={age}", capsys=capsys)
     assert code == 2
-    assert f"--max-heartbeat-age is {age!r}. Give a whole number and a unit" in err
+    assert "--max-heartbeat-age" in err
+    assert repr(age) in err
+    assert "at least 2m" in err or "such as 90s, 15m" in err
     assert not api.requests
 
 

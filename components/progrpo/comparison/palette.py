@@ -6,6 +6,7 @@ without yellow and those too pale to be seen on white; marker and dash tell arms
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,3 +41,12 @@ def looks(arms: Sequence[str]) -> dict[str, Look]:
         turn = i % len(_COLOURS)
         result[arm] = Look(_COLOURS[turn], _MARKERS[turn], _MATPLOTLIB_MARKERS[turn], "solid")
     return result
+
+
+def colour_by_name(arm: str) -> str:
+    """Return an arm's colour where the other arms are not known: two may share one, but no arm has two.
+
+    ``grpo`` and ``progrpo`` have those of a report in which they come first and second.
+    """
+    first = {START: _START_COLOUR, "grpo": _COLOURS[0], "progrpo": _COLOURS[1]}
+    return first.get(arm) or _COLOURS[2 + zlib.crc32(arm.encode()) % (len(_COLOURS) - 2)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import math
 import os
 import queue
 import select
@@ -89,9 +90,11 @@ class Worker:
         except BrokenPipeError:
             return None
         deadline = time.monotonic() + timeout_s
+        readable = select.poll()  # select.select takes no descriptor above 1023
+        readable.register(self._process.stdout, select.POLLIN)
         while b"\n" not in self._buffer:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
+            if left <= 0 or not readable.poll(math.ceil(1000 * left)):
                 return None
             block = os.read(self._process.stdout.fileno(), 65536)
             if not block:

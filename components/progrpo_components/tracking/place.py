@@ -19,6 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field
 
+from progrpo.comparison.palette import colour_by_name
 from progrpo.config import Config
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ RUN_NAME_VARIABLE = "PROGRPO_PIPELINE_RUN_NAME"
 
 RUN_TAG, ARM_TAG, SEED_TAG = "progrpo.pipeline_run_id", "progrpo.arm", "progrpo.seed"
 ROLE_TAG, TASK_TAG = "progrpo.role", "progrpo.task"
+COLOUR_TAG = "mlflow.runColor"
 
 _ENVIRONMENT_TAGS = {
     "progrpo.pipeline": "PROGRPO_PIPELINE",
@@ -89,7 +91,10 @@ class Place(Config):
     @property
     def all_tags(self) -> dict[str, str]:
         """Every tag of the run."""
-        return {**self.tags, **self.key, **({} if self.role == "summary" else {TASK_TAG: self.task})}
+        task = {} if self.role == "summary" else {TASK_TAG: self.task}
+        # MLflow's page paints runs at random otherwise, and in a chart of two arms' seeds nobody sees which is whose.
+        colour = {} if self.arm is None else {COLOUR_TAG: colour_by_name(self.arm)}
+        return {**colour, **self.tags, **self.key, **task}
 
     @property
     def pipeline(self) -> Place:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from datetime import timedelta
 from typing import Annotated
@@ -10,11 +9,10 @@ from typing import Annotated
 import typer
 
 from progrpo.errors import ConfigError, ProGRPOError
+from progrpo_pipelines.durations import parse_duration
 
 EXIT_FAILED = 1
 MIN_AGE = timedelta(minutes=2)
-_DURATION = re.compile(r"(\d+)([smhd])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def reap(
@@ -30,7 +28,7 @@ def reap(
 
     Example: progrpo reap --namespace team-a --dry-run
     """
-    age = _duration(max_heartbeat_age)
+    age = _age(max_heartbeat_age)
     from progrpo_components.trainjob.cluster import Cluster
     from progrpo_components.trainjob.reaper import reap as run
 
@@ -51,12 +49,8 @@ def _actions(dry_run: bool) -> tuple[str, ...]:
     return ("would be deleted" if dry_run else "deleted", "kept", "not deleted")
 
 
-def _duration(text: str) -> timedelta:
-    match = _DURATION.fullmatch(text)
-    age = timedelta(**{_UNITS[match[2]]: int(match[1])}) if match else None
-    if age is None or age < MIN_AGE:
-        raise ConfigError(
-            f"--max-heartbeat-age is {text!r}. Give a whole number and a unit, such as 15m, 2h or 1d, at least 2m: "
-            f"launchers give a sign every minute."
-        )
+def _age(text: str) -> timedelta:
+    age = timedelta(seconds=parse_duration(text, name="--max-heartbeat-age"))
+    if age < MIN_AGE:
+        raise ConfigError(f"--max-heartbeat-age is {text!r}. Give at least 2m: launchers give a sign every minute.")
     return age

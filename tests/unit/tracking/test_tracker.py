@@ -190,6 +190,7 @@ def test_the_environment_names_where_a_run_comes_from(monkeypatch):
         "progrpo.role": "summary",
         "progrpo.arm": "grpo",
         "progrpo.seed": "0",
+        "mlflow.runColor": "#0072b2",
     }
 
 
