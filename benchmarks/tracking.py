@@ -72,16 +72,16 @@ def overhead(root: Path, options: argparse.Namespace) -> dict[str, Any]:
 
     Tracker._write = timed_write  # type: ignore[method-assign]
 
-    def once(name: str, tracked: bool) -> tuple[float, float]:
+    def once(name: str, tracked: bool, **changes: Any) -> tuple[float, float]:
         output = root / name
         tracking = StepTracking(experiment="overhead", run_id=name) if tracked else None
         started = time.monotonic()
-        config = parameters.train.model_dump()
+        config = {**parameters.train.model_dump(), **changes}
         steps.train(run, config, dataset=dataset, checkpoint=checkpoint, output=output, tracking=tracking)
         whole = time.monotonic() - started
         return sum(row["train/step_s"] for row in read_jsonl(output / "metrics.jsonl") if row["step"]), whole
 
-    once("warm", False)
+    once("warm", False, steps=5)
     pairs = []
     for pair in range(options.pairs):
         # On first in every second pair: a machine that gets slower must not favour one side.
