@@ -7,9 +7,10 @@
 ``overhead`` runs the same prompts with the same n three ways in turn: the bare engine, the engine with entropies, and
 the evaluator, on one torch thread (it verifies one shard while it draws the next). Of each way the least of the rounds
 counts; what is printed are fractions of the bare engine's time. Machines whose speed drifts blur the difference of two
-such times, so the evaluator's own work (decode, verify, measure, write) is timed by itself, too: ``judge_frac`` is what
-it would add if none of it ran beside the engine. ``--hidden`` takes a random Llama of that width, with a
-vocabulary of 32,000, instead of the embedded checkpoint. ``metrics`` times everything from the files on, in a process
+such times, so the evaluator's own work (decode, verify, measure, write) is timed by itself, too: ``judge_frac`` is its
+CPU time over the engine's: what it would add, but for waiting for the disk, if none of it ran beside the engine.
+``--hidden`` takes a random Llama of that width, with a vocabulary of 32,000, instead of the embedded checkpoint.
+``metrics`` times everything from the files on, in a process
 of its own, with its peak memory. ``coverage`` prints the table of docs/evaluation.md.
 """
 
@@ -113,7 +114,7 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
         **_fractions("wall", least),
         **_fractions("cpu", least_cpu),
         "judge_cpu_s": round(judge_s, 3),
-        "judge_frac": round(judge_s / least["bare"], 3),
+        "judge_frac": round(judge_s / least_cpu["bare"], 3),
         **memory,
     }
 

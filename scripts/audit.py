@@ -4,10 +4,11 @@
     python scripts/audit.py --advisories DIR            ask a clone of the PyPA advisory database, without a network
     python scripts/audit.py ... --report docs/audit.md  and write what was found
 
-``--advisories`` takes a clone of https://github.com/pypa/advisory-database (also a bare one). Its answers are as good
-as the clone is new, so the report names its last commit. pip-audit asks as it asks OSV; it is answered here, on
-loopback, by the rule of OSV's schema (https://ossf.github.io/osv-schema/#evaluation): a version is affected if it is
-listed, or lies in a range of type ECOSYSTEM.
+``--advisories`` takes a clone of https://github.com/pypa/advisory-database (also a bare one). That is less than OSV
+has: advisories that are in GitHub's database alone are missing, and so is what is newer than the clone, whose last
+commit the report names. pip-audit asks as it asks OSV; it is answered here, on loopback, by the rule of OSV's schema
+(https://ossf.github.io/osv-schema/#evaluation): a version is affected if it is listed, or lies in a range of type
+ECOSYSTEM.
 
 Exit code: 0, nothing known; 1, a vulnerability; 2, a pin that could not be audited or a database that cannot be read.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -31,19 +33,21 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from packaging.requirements import InvalidRequirement
 from packaging.utils import canonicalize_name
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "images"))
 from pins_for import main as pins_for  # noqa: E402
 
-LOCKS = {  # and the Python whose pins of it are installed
-    "images/progrpo-cpu/requirements.lock": "3.12",
-    "images/progrpo-gpu/requirements.lock": "3.12",
-    "images/progrpo-gpu/requirements-cpu.lock": "3.12",
-    "requirements.lock": "3.11",
-}
+LOCKS = (
+    "images/progrpo-cpu/requirements.lock",
+    "images/progrpo-gpu/requirements.lock",
+    "images/progrpo-gpu/requirements-cpu.lock",
+    "requirements.lock",
+)
+PYTHONS = ("3.11", "3.12")
 
 
 class AuditError(Exception):
@@ -62,19 +66,24 @@ class Advisories:
         Raises:
             AuditError: not such a clone.
         """
-        if not self._git("ls-tree", "-d", "--name-only", "HEAD", "vulns/"):
+        if not self._folders():
             raise AuditError(f"{self.clone} has no vulns/: give a clone of https://github.com/pypa/advisory-database.")
         return self._git("log", "-1", "--format=%h of %cs", "HEAD").strip()
 
     def query(self, name: str, version: str) -> list[dict[str, Any]]:
         """Return the advisories of one version of one package, as OSV's service would."""
-        found = self._of(canonicalize_name(name))
+        found = self._of(self._folders().get(canonicalize_name(name)))
         return [
             advisory for advisory in found if not advisory.get("withdrawn") and is_affected(advisory, name, version)
         ]
 
-    def _of(self, name: str) -> list[dict[str, Any]]:
-        paths = self._git("ls-tree", "--name-only", "HEAD", f"vulns/{name}/").split()
+    @cache  # noqa: B019  # one clone a process
+    def _folders(self) -> dict[str, str]:
+        paths = self._git("ls-tree", "-d", "--name-only", "HEAD", "vulns/").splitlines()
+        return {canonicalize_name(path.removeprefix("vulns/")): path for path in paths}
+
+    def _of(self, folder: str | None) -> list[dict[str, Any]]:
+        paths = self._git("ls-tree", "--name-only", "HEAD", f"{folder}/").splitlines() if folder else []
         texts = [self._git("show", f"HEAD:{path}") for path in paths]
         # Times as text, as in the service's JSON.
         return [yaml.load(text, Loader=_TextTimes) for text in texts]  # noqa: S506  # a safe loader
@@ -99,16 +108,24 @@ _TextTimes.yaml_implicit_resolvers = {
 
 def is_affected(advisory: Mapping[str, Any], name: str, version: str) -> bool:
     """Say whether an advisory in OSV's schema is about this version."""
-    mine, wanted = Version(version), canonicalize_name(name)
+    mine, wanted = Version(Version(version).public), canonicalize_name(name)  # 2.13.0+cpu is a build of 2.13.0
     for affected in advisory.get("affected", ()):
         if canonicalize_name(affected["package"]["name"]) != wanted:
             continue
-        if version in affected.get("versions", ()):
+        if any(mine == listed for listed in map(_version, affected.get("versions", ()))):
             return True
         for of_range in affected.get("ranges", ()):
             if of_range["type"] == "ECOSYSTEM" and _in_range(mine, of_range["events"]):
                 return True
     return False
+
+
+def _version(text: str) -> Version | None:
+    """Return a listed version; None: not one that a pin could have."""
+    try:
+        return Version(text)
+    except InvalidVersion:
+        return None
 
 
 def _in_range(version: Version, events: Sequence[Mapping[str, str]]) -> bool:
@@ -151,29 +168,58 @@ def osv_service(advisories: Advisories) -> Iterator[str]:
         server.shutdown()
 
 
-def audit(lock: str, python: str, url: str | None) -> list[dict[str, Any]]:
+def pins_of(lock: str) -> list[str]:
+    """Return the pins of a lock that hold on Linux, for any of our Pythons."""
+    entries = {
+        pin.partition(" \\\n")[0]
+        for python in PYTHONS
+        for pin in pins_for(python, lock).split("\n")
+        if pin[:1].isalnum()
+    }
+    return sorted(entry.split(" ")[0] for entry in entries)
+
+
+def audit(pins: Sequence[str], url: str | None) -> list[dict[str, Any]]:
     """Return pip-audit's verdict on each pin: name, version, vulns.
 
     Raises:
         AuditError: pip-audit fails, or leaves out a pin.
     """
-    pins = pins_for(python, lock)
-    number = sum(not line.startswith((" ", "#")) for line in pins.splitlines())
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "requirements.txt"
-        file.write_text(pins)
-        command = [sys.executable, "-m", "pip_audit", "--no-deps", "--disable-pip", "--progress-spinner", "off"]
-        command += ["--vulnerability-service", "osv", *(["--osv-url", url] if url else []), "--cache-dir", scratch]
-        command += ["--format", "json", "--desc", "off", "--requirement", str(file)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    try:
-        found: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
-    except ValueError:
-        raise AuditError(f"pip-audit failed: {done.stderr.strip()[-1000:]}") from None
+    found: list[dict[str, Any]] = []
+    for part in _without_repeats(pins):
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / "requirements.txt"
+            file.write_text("\n".join(part))
+            command = [sys.executable, "-m", "pip_audit", "--no-deps", "--disable-pip", "--progress-spinner", "off"]
+            command += ["--vulnerability-service", "osv", *(["--osv-url", url] if url else []), "--cache-dir", scratch]
+            command += ["--format", "json", "--desc", "off", "--requirement", str(file)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment(url))
+        try:
+            found += json.loads(done.stdout)["dependencies"]
+        except ValueError:
+            raise AuditError(f"pip-audit failed: {done.stderr.strip()[-1000:]}") from None
     skipped = [f"{pin['name']} ({pin['skip_reason']})" for pin in found if "skip_reason" in pin]
-    if skipped or len(found) != number:
-        raise AuditError(f"{len(found) - len(skipped)} of {number} pins were audited. Left out: {', '.join(skipped)}")
+    if skipped or len(found) != len(pins):
+        raise AuditError(
+            f"{len(found) - len(skipped)} of {len(pins)} pins were audited. Left out: {', '.join(skipped)}"
+        )
     return found
+
+
+def _without_repeats(pins: Sequence[str]) -> list[list[str]]:
+    """Split pins so that no part has two of one package, as a lock for two Pythons may."""
+    parts: list[list[str]] = []
+    for pin in pins:
+        name = pin.partition("==")[0]
+        part = next((part for part in parts if all(other.partition("==")[0] != name for other in part)), None)
+        parts.append([pin]) if part is None else part.append(pin)
+    return parts
+
+
+def _environment(url: str | None) -> dict[str, str]:
+    """No setting of pip-audit's from outside, and no proxy between it and this process."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PIP_AUDIT_")}
+    return {**kept, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"} if url else kept
 
 
 def report(results: Mapping[str, Sequence[Mapping[str, Any]]], source: str) -> str:
@@ -183,13 +229,15 @@ def report(results: Mapping[str, Sequence[Mapping[str, Any]]], source: str) -> s
         "",
         f"`make audit`, {datetime.now(UTC):%Y-%m-%d}, pip-audit {version_of('pip-audit')}, {source}.",
         "",
-        "| lock | for Python | pins audited | with a known vulnerability |",
-        "|---|---|---|---|",
+        f"Pins that hold on Linux with Python {' or '.join(PYTHONS)}.",
+        "",
+        "| lock | pins audited | with a known vulnerability |",
+        "|---|---|---|",
     ]
     rows = []
     for lock, pins in results.items():
         hit = [pin for pin in pins if pin["vulns"]]
-        lines.append(f"| `{lock}` | {LOCKS[lock]} | {len(pins)} | {len(hit)} |")
+        lines.append(f"| `{lock}` | {len(pins)} | {len(hit)} |")
         rows += [
             f"| `{lock}` | {pin['name']} {pin['version']} | {', '.join([vuln['id'], *vuln['aliases']])} "
             f"| {', '.join(vuln['fix_versions']) or 'none'} |"
@@ -213,19 +261,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source = "OSV's service"
         if options.advisories is not None:
             advisories = Advisories(options.advisories)
-            source = f"PyPA advisory database at {advisories.last_commit()}"
+            source = f"PyPA advisory database at {advisories.last_commit()} (without GitHub's own advisories)"
         with osv_service(advisories) if options.advisories is not None else nullcontext() as url:
-            results = {
-                lock: audit((REPOSITORY / lock).read_text(encoding="utf-8"), python, url)
-                for lock, python in LOCKS.items()
-            }
-    except AuditError as error:
+            results = {lock: audit(pins_of((REPOSITORY / lock).read_text(encoding="utf-8")), url) for lock in LOCKS}
+        text = report(results, source)
+        print(text, end="")
+        if options.report is not None:
+            options.report.write_text(text, encoding="utf-8")
+    except (AuditError, OSError, InvalidRequirement) as error:
         print(f"audit.py: {error}", file=sys.stderr)
         return 2
-    text = report(results, source)
-    print(text, end="")
-    if options.report is not None:
-        options.report.write_text(text, encoding="utf-8")
     return int(any(pin["vulns"] for pins in results.values() for pin in pins))
 
 

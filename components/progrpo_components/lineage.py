@@ -183,8 +183,8 @@ def _tracing(uri: str) -> Iterator[None]:
     random.seed()
     try:
         yield
-        mlflow.flush_trace_async_logging()
     finally:
+        mlflow.flush_trace_async_logging()  # after an error, too: another attempt must see what this one has sent
         random.setstate(state)
         mlflow.set_tracking_uri(before)
 

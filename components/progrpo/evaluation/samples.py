@@ -59,8 +59,13 @@ def token_columns(scores: Sequence[Scores], edges: Sequence[int]) -> dict[str, l
     Args:
         scores: of each completion, of one token or more.
         edges: of the bins of positions.
+
+    Raises:
+        ValueError: a completion without a token.
     """
     lengths = np.array([len(score.logprobs) for score in scores])
+    if not lengths.all():
+        raise ValueError(f"completion {int(lengths.argmin())} of {len(lengths)} has no token, not even EOS.")
     firsts = np.cumsum(lengths) - lengths
     # In float64 before reduceat: it would cast in blocks, and a sum would depend on what stands before it.
     logprobs = np.concatenate([score.logprobs for score in scores]).astype(np.float64)

@@ -127,5 +127,7 @@ def _closed(timeout_s: float) -> bool:
 
 if __name__ == "__main__":
     code = main()
-    logging.shutdown()
-    os._exit(code)  # everything was sent; mlflow would wait a second for threads that have nothing left to do
+    if code == DELIVERED:
+        logging.shutdown()
+        os._exit(code)  # mlflow would wait a second for threads that have nothing left to do
+    sys.exit(code)
