@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from progrpo.comparison.result import read_comparison
@@ -200,3 +201,13 @@ def test_a_model_that_was_left_in_the_middle_is_finished(client, monkeypatch):
 
 def _full(*args):
     raise OSError("the disk is full")
+
+
+def test_traces_are_sent_even_if_what_comes_after_them_fails(monkeypatch):
+    flushed = []
+    monkeypatch.setattr(mlflow, "flush_trace_async_logging", lambda: flushed.append(mlflow.get_tracking_uri()))
+    before = mlflow.get_tracking_uri()
+    with pytest.raises(OSError, match="the model"), lineage._tracing("http://127.0.0.1:9"):
+        raise OSError("the model")
+    assert flushed == ["http://127.0.0.1:9"]
+    assert mlflow.get_tracking_uri() == before
