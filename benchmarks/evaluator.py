@@ -10,8 +10,8 @@ counts; what is printed are fractions of the bare engine's time. Machines whose 
 such times, so the evaluator's own work (decode, verify, measure, write) is timed by itself, too: ``judge_frac`` is its
 CPU time over the engine's: what it would add, but for waiting for the disk, if none of it ran beside the engine.
 ``--hidden`` takes a random Llama of that width, with a vocabulary of 32,000, instead of the embedded checkpoint.
-``metrics`` times everything from the files on, in a process
-of its own, with its peak memory. ``coverage`` prints the table of docs/evaluation.md.
+``metrics`` times everything from the files on, in a process of its own, with its peak memory. ``coverage`` prints the
+table of docs/evaluation.md.
 """
 
 from __future__ import annotations
