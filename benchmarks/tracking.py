@@ -6,8 +6,8 @@
 ``overhead`` trains in this process, on and off in turn after one training that is not counted, and compares the time
 of the training loop and of the whole step, which ends when the server has everything. Where a machine's speed drifts by
 more than a percent, the ratio says little; what the training's own process spends on tracking is timed by itself, too.
-``delivery`` is the time from the first line of the spool to the last point on the server. The server is a real ``mlflow server`` on sqlite, started here,
-unless ``MLFLOW_TRACKING_URI`` names another.
+``delivery`` is the time from the first line of the spool to the last point on the server. The server is a real
+``mlflow server`` on sqlite, started here, unless ``MLFLOW_TRACKING_URI`` names another.
 """
 
 from __future__ import annotations
