@@ -23,7 +23,7 @@ from pathlib import Path
 
 from progrpo.config import Arm, ComparePipeline
 from progrpo.environment import library_versions
-from progrpo_pipelines.presets import resolve
+from progrpo_pipelines.packaging.presets import resolve
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 

@@ -32,7 +32,7 @@ from progrpo_components.steps import Tracking as StepTracking
 from progrpo_components.tracking import Tracker, locate, open_tracking
 from progrpo_components.tracking.runs import new_client
 from progrpo_components.tracking.sync import sync
-from progrpo_pipelines.presets import resolve
+from progrpo_pipelines.packaging.presets import resolve
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 METRICS_A_STEP = 25

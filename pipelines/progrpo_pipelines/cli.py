@@ -117,9 +117,9 @@ def run(
         os.environ["PROGRPO_IMAGE_REGISTRY"] = image_registry  # progrpo_components.images reads it when imported
     from rich.console import Console
 
-    from progrpo_pipelines.local import run_pipeline
-    from progrpo_pipelines.presets import resolve
-    from progrpo_pipelines.summary import print_summary
+    from progrpo_pipelines.local.running import run_pipeline
+    from progrpo_pipelines.local.summary import print_summary
+    from progrpo_pipelines.packaging.presets import resolve
 
     parameters = resolve(pipeline, preset=preset, params_file=params_file, settings=settings or ())
     directory = output or Path("runs") / f"{pipeline}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
@@ -156,8 +156,8 @@ def plan(
     """
     from rich.console import Console
 
-    from progrpo_pipelines import plan as planning
-    from progrpo_pipelines.presets import resolve
+    from progrpo_pipelines.packaging.presets import resolve
+    from progrpo_pipelines.planning import plan as planning
 
     parameters = resolve(pipeline, preset=preset, params_file=params_file, settings=settings or ())
     made = planning.make_plan(
@@ -166,7 +166,7 @@ def plan(
     if as_json:
         typer.echo(json.dumps(planning.as_json(made), indent=2))
     else:
-        from progrpo_pipelines.plan_tables import print_plan
+        from progrpo_pipelines.planning.tables import print_plan
 
         print_plan(made, Console(width=None if sys.stdout.isatty() else _LOG_WIDTH))
     if made.findings.errors:
@@ -183,7 +183,7 @@ def step(
     import logging
 
     from progrpo_components.standalone import STEPS, run_step
-    from progrpo_pipelines.presets import check_name, read_mapping
+    from progrpo_pipelines.packaging.presets import check_name, read_mapping
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for package in ("progrpo", "progrpo_components"):  # not the libraries' own: boto3 says where it found credentials
@@ -220,7 +220,7 @@ def compile_(
 
     Example: progrpo compile compare --preset single-gpu --backend 2.16 --queue research --output packages
     """
-    from progrpo_pipelines.presets import check_name
+    from progrpo_pipelines.packaging.presets import check_name
 
     if every == (pipeline is not None):
         raise ConfigError("give either the name of a pipeline or --all.")
@@ -230,8 +230,8 @@ def compile_(
         check_name("pipeline", pipeline, PIPELINES)
     if registry is not None:
         os.environ["PROGRPO_IMAGE_REGISTRY"] = registry  # progrpo_components.images reads it when imported
-    from progrpo_pipelines.compiling import compile_all, compile_pipeline
-    from progrpo_pipelines.target import Target
+    from progrpo_pipelines.packaging.compiling import compile_all, compile_pipeline
+    from progrpo_pipelines.packaging.target import Target
 
     target = Target(backend=backend, queue=queue, priority_class=priority_class, train_retries=train_retries)
     if pipeline is None:
@@ -291,7 +291,7 @@ app.command("compare-runs")(compare_runs)
 @app.command()
 def presets() -> None:
     """List the presets."""
-    from progrpo_pipelines.presets import describe_preset, preset_names
+    from progrpo_pipelines.packaging.presets import describe_preset, preset_names
 
     for name in preset_names():
         typer.echo(f"{name:<16} {describe_preset(name)}")

@@ -95,7 +95,7 @@ def test_the_job_uploads_every_pipeline_once(job):
 
 
 def test_compiled_pipelines_and_the_chart_agree_on_names():
-    from progrpo_pipelines.placement import CONFIG_KEYS, CONFIG_MAP, SECRETS
+    from progrpo_pipelines.packaging.placement import CONFIG_KEYS, CONFIG_MAP, SECRETS
 
     data = {}
     for name in ("defaults", "mlflow-and-s3"):

@@ -243,7 +243,7 @@ def test_fifty_failures_are_fifty_failures(tmp_path, docker_engine, images, monk
     from kfp import dsl, local
     from kfp.local import docker_task_handler
 
-    from progrpo_pipelines.docker_runner import ContainerSettings, ContainerTasks
+    from progrpo_pipelines.local.docker_runner import ContainerSettings, ContainerTasks
 
     @dsl.container_component
     def fail():

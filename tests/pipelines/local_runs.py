@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 
 from progrpo_components.reporting import PROGRESS_DIR
-from progrpo_pipelines.compiling import load_pipeline
+from progrpo_pipelines.packaging.compiling import load_pipeline
 
 
 def steps_of(directory):
@@ -33,7 +33,7 @@ def main(runs_path, results_path):
 
     runs = json.loads(Path(runs_path).read_text())
     root = Path(runs_path).parent
-    python, sys.executable = sys.executable, "python3"  # as progrpo_pipelines.local_worker does, and why
+    python, sys.executable = sys.executable, "python3"  # as progrpo_pipelines.local.worker does, and why
     os.environ["PATH"] = f"{Path(python).parent}:{os.environ['PATH']}"
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root / "artifacts"), enable_caching=True)
     results = []

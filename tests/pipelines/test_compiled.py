@@ -13,11 +13,11 @@ import yaml
 from progrpo import __version__
 from progrpo.config import PIPELINES
 from progrpo_components.form import LITERALS
-from progrpo_pipelines.compiling import compile_pipeline
-from progrpo_pipelines.placement import CONFIG_MAP, MLFLOW_SECRET, S3_SECRET
-from progrpo_pipelines.presets import form_defaults, preset_names, preset_parameters
-from progrpo_pipelines.reference import fill_tables, form_page, parameters_of
-from progrpo_pipelines.target import Target
+from progrpo_pipelines.packaging.compiling import compile_pipeline
+from progrpo_pipelines.packaging.placement import CONFIG_MAP, MLFLOW_SECRET, S3_SECRET
+from progrpo_pipelines.packaging.presets import form_defaults, preset_names, preset_parameters
+from progrpo_pipelines.packaging.reference import fill_tables, form_page, parameters_of
+from progrpo_pipelines.packaging.target import Target
 
 ROOT = Path(__file__).parents[2]
 COMPILED = ROOT / "pipelines" / "compiled"

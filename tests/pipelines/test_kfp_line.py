@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from progrpo_pipelines.reference import parameters_of
+from progrpo_pipelines.packaging.reference import parameters_of
 
 ROOT = Path(__file__).parents[2]
 LINES = [

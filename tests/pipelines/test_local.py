@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from progrpo_pipelines.presets import form_defaults
+from progrpo_pipelines.packaging.presets import form_defaults
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 

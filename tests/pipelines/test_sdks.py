@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from progrpo_pipelines.compiling import compile_all
-from progrpo_pipelines.target import BACKENDS, Target
+from progrpo_pipelines.packaging.compiling import compile_all
+from progrpo_pipelines.packaging.target import BACKENDS, Target
 
 SDKS = {"2.15": "2.15.2", "2.16": "2.16.1", "2.17": "2.17.0"}
 LOADER = Path(__file__).parents[1] / "kfp_sdks" / "load.py"

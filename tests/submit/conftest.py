@@ -9,7 +9,7 @@ from kfp import compiler, dsl
 
 from kfp_recorder import Recorder, recording
 from progrpo_pipelines import cli
-from progrpo_pipelines.submit import api, starting
+from progrpo_pipelines.client import api, starting
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import yaml
 
 from progrpo.errors import ConfigError
 from progrpo_components.form import read_form
-from progrpo_pipelines.presets import defaults_of, preset_parameters, resolve
-from progrpo_pipelines.submit.package import Parameter, load_package
+from progrpo_pipelines.client.package import Parameter, load_package
+from progrpo_pipelines.packaging.presets import defaults_of, preset_parameters, resolve
 
 TYPES = {
     "STRING": [("010", "010"), ("true", "true"), ("", ""), ("a=b", "a=b")],

@@ -8,8 +8,8 @@ import pytest
 
 from kfp_recorder import Fault
 from progrpo.errors import ConfigError
-from progrpo_pipelines.submit import api, connection
-from progrpo_pipelines.submit.connection import connect
+from progrpo_pipelines.client import api, connection
+from progrpo_pipelines.client.connection import connect
 
 SECRET = "eyJ-very-secret"
 

@@ -49,10 +49,10 @@ def doctor(
     from dataclasses import asdict
 
     from progrpo.errors import ConfigError
+    from progrpo_pipelines.client.connection import Connection, connect
     from progrpo_pipelines.doctor.check import Check
     from progrpo_pipelines.doctor.cluster import check_kubernetes
     from progrpo_pipelines.doctor.services import check_mlflow, check_pipelines, check_s3, check_sandbox
-    from progrpo_pipelines.submit.connection import Connection, connect
 
     if write and s3 is None:
         raise ConfigError("--write needs a place to write to: give --s3 s3://BUCKET/PREFIX.")

@@ -14,8 +14,8 @@ from progrpo.config import PIPELINES
 from progrpo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from progrpo_pipelines.submit.package import Package
-    from progrpo_pipelines.submit.submitting import Ending
+    from progrpo_pipelines.client.package import Package
+    from progrpo_pipelines.client.submitting import Ending
 
 EndpointOption = Annotated[
     str | None,
@@ -136,12 +136,12 @@ def submit(
     from rich.console import Console
 
     from progrpo.storage import make_directory
+    from progrpo_pipelines.client.api import Api
+    from progrpo_pipelines.client.connection import connect
+    from progrpo_pipelines.client.interrupts import Interrupts
+    from progrpo_pipelines.client.starting import Request, idempotency_key
+    from progrpo_pipelines.client.submitting import Submission, Waiting
     from progrpo_pipelines.durations import parse_duration
-    from progrpo_pipelines.submit.api import Api
-    from progrpo_pipelines.submit.connection import connect
-    from progrpo_pipelines.submit.interrupts import Interrupts
-    from progrpo_pipelines.submit.starting import Request, idempotency_key
-    from progrpo_pipelines.submit.submitting import Submission, Waiting
 
     if version is not None and not upload:
         raise ConfigError("--pipeline-version names an uploaded version: give --upload as well.")
@@ -193,7 +193,7 @@ def submit(
         cards: list[str] = []
         summary = os.environ.get("GITHUB_STEP_SUMMARY")
         if summary and submission.run is not None and wait:
-            from progrpo_pipelines.submit.cards import read_cards
+            from progrpo_pipelines.client.cards import read_cards
 
             cards = read_cards(submission.run, package, pipeline_root, notify)
     _report(result, cards, as_json=as_json, junit=junit, summary=summary)
@@ -204,7 +204,7 @@ def _read(
     target: str, preset: str | None, settings: list[str], params_file: Path | None, compiling: dict[str, Any]
 ) -> tuple[Package, dict[str, Any]]:
     """Return the package and its checked arguments; ``target`` is a file, or the name of a pipeline to compile."""
-    from progrpo_pipelines.submit.package import load_package
+    from progrpo_pipelines.client.package import load_package
 
     path = Path(target)
     if target not in PIPELINES and (path.suffix or len(path.parts) > 1 or path.is_file()):
@@ -218,9 +218,9 @@ def _read(
 
     import tempfile
 
-    from progrpo_pipelines.compiling import compile_pipeline
-    from progrpo_pipelines.presets import arguments_of, check_name, resolve
-    from progrpo_pipelines.target import Target
+    from progrpo_pipelines.packaging.compiling import compile_pipeline
+    from progrpo_pipelines.packaging.presets import arguments_of, check_name, resolve
+    from progrpo_pipelines.packaging.target import Target
 
     check_name("pipeline", target, PIPELINES)
     parameters = resolve(target, preset=preset, params_file=params_file, settings=settings)
@@ -250,7 +250,7 @@ def _ask(choice: OnInterrupt) -> Ending | None:
 
 
 def _report(result: Any, cards: list[str], *, as_json: bool, junit: Path | None, summary: str | None) -> None:
-    from progrpo_pipelines.submit.result import step_summary, write_junit
+    from progrpo_pipelines.client.result import step_summary, write_junit
 
     typer.echo(f"{result.exit_code.name.lower()}: {result.message}", err=True)
     try:

@@ -44,13 +44,13 @@ def upload(
     from dataclasses import asdict
 
     from progrpo.errors import ConfigError
+    from progrpo_pipelines.client.api import Api
+    from progrpo_pipelines.client.connection import connect
+    from progrpo_pipelines.client.errors import ApiError, ExitCode
+    from progrpo_pipelines.client.package import load_package
+    from progrpo_pipelines.client.uploading import upload as upload_package
+    from progrpo_pipelines.client.uploading import version_name
     from progrpo_pipelines.durations import parse_duration
-    from progrpo_pipelines.submit.api import Api
-    from progrpo_pipelines.submit.connection import connect
-    from progrpo_pipelines.submit.errors import ApiError, ExitCode
-    from progrpo_pipelines.submit.package import load_package
-    from progrpo_pipelines.submit.uploading import upload as upload_package
-    from progrpo_pipelines.submit.uploading import version_name
 
     patience_s = parse_duration(retry_for, name="--retry-for")
     packages = [load_package(file) for file in files]  # all are read before one is sent

@@ -13,8 +13,8 @@ from typing import Any
 
 from progrpo.config import PIPELINES
 from progrpo.errors import ConfigError, StorageError
+from progrpo_pipelines.client.connection import Connection
 from progrpo_pipelines.doctor.check import Check, failed, shown
-from progrpo_pipelines.submit.connection import Connection
 
 TIMEOUT_S = 10.0
 _OLDEST_KFP, _PLUGIN_KFP = (2, 15), (2, 17)
@@ -27,8 +27,8 @@ def check_pipelines(connect: Any) -> Iterator[Check]:
     Args:
         connect: called without arguments; returns the Connection.
     """
-    from progrpo_pipelines.submit.api import Api, list_all
-    from progrpo_pipelines.submit.errors import ApiError
+    from progrpo_pipelines.client.api import Api, list_all
+    from progrpo_pipelines.client.errors import ApiError
 
     name = "Kubeflow Pipelines"
     try:

@@ -8,7 +8,7 @@ from progrpo.checkpoints.architecture import read_architecture
 from progrpo.config import GRPO, Arm, TrainConfig
 from progrpo.training.estimate import estimate_memory
 from progrpo_pipelines.cli import main
-from progrpo_pipelines.plan import training_work
+from progrpo_pipelines.planning.plan import training_work
 from s3 import s3_server  # noqa: F401 - a fixture
 
 FAST = ["--no-dataset"]

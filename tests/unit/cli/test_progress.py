@@ -8,8 +8,8 @@ import sys
 from rich.console import Console
 
 from progrpo_pipelines.durations import duration
-from progrpo_pipelines.local import _failure_in_log
-from progrpo_pipelines.progress import LineDisplay, LiveDisplay, ProgressReader, StepRow
+from progrpo_pipelines.local.progress import LineDisplay, LiveDisplay, ProgressReader, StepRow
+from progrpo_pipelines.local.running import _failure_in_log
 
 HEAD = {"step": "train", "arm": "grpo", "seed": 0}
 

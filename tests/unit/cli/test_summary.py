@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from progrpo_pipelines.summary import mlflow_command
+from progrpo_pipelines.local.summary import mlflow_command
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from progrpo.config import PIPELINES, ComparePipeline, CountdownSource, FileSource, ProGRPO
 from progrpo.errors import ConfigError
 from progrpo_components.form import ALGORITHMS, FIELDS, PATHS, read_form
-from progrpo_pipelines.presets import (
+from progrpo_pipelines.packaging.presets import (
     arguments_of,
     form_defaults,
     preset_names,

@@ -9,7 +9,7 @@ import pytest
 from progrpo.errors import CheckpointError, ConfigError, DataError, ProGRPOError, StorageError
 from progrpo_components import steps
 from progrpo_components.validate_inputs.component import validate_inputs
-from progrpo_pipelines.presets import form_defaults, preset_parameters
+from progrpo_pipelines.packaging.presets import form_defaults, preset_parameters
 from s3 import s3_server  # noqa: F401 - a fixture
 
 

@@ -11,7 +11,7 @@ from progrpo.data.prepare import prepare_dataset
 from progrpo.errors import DataError
 from progrpo.evaluation.evaluate import evaluate
 from progrpo.manifest import read_manifest
-from progrpo_pipelines.presets import resolve
+from progrpo_pipelines.packaging.presets import resolve
 
 FILES = sorted((Path(__file__).parents[3] / "examples/benchmarks").glob("*.yaml"))
 

@@ -15,7 +15,7 @@ from progrpo.errors import ConfigError, DataError
 from progrpo.evaluation.evaluate import evaluate
 from progrpo.rewards import VERIFIER_VERSIONS, code, verify_batch
 from progrpo.training.train import train
-from progrpo_pipelines.presets import resolve
+from progrpo_pipelines.packaging.presets import resolve
 
 EXAMPLES = Path(__file__).parents[3] / "examples/benchmarks"
 ROWS = {

@@ -12,7 +12,7 @@ import pytest
 from progrpo.config import DatasetConfig, FileSource
 from progrpo.data.dataset import load_problems
 from progrpo.data.prepare import prepare_dataset
-from progrpo_pipelines.presets import resolve
+from progrpo_pipelines.packaging.presets import resolve
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "smollm2"
 

@@ -20,8 +20,8 @@ import kfp_server_api as kfp
 import urllib3
 from kfp_server_api.exceptions import ApiException
 
-from progrpo_pipelines.submit.connection import HOW_TO_AUTHENTICATE, IN_CLUSTER_NAMESPACE, Connection
-from progrpo_pipelines.submit.errors import ApiError
+from progrpo_pipelines.client.connection import HOW_TO_AUTHENTICATE, IN_CLUSTER_NAMESPACE, Connection
+from progrpo_pipelines.client.errors import ApiError
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 60.0
 PATIENCE_S = 300.0

@@ -5,8 +5,8 @@ from typing import Any
 
 from kfp import dsl
 
-from progrpo_pipelines import training, wiring
-from progrpo_pipelines.target import Target
+from progrpo_pipelines.packaging.target import Target
+from progrpo_pipelines.tasks import training, wiring
 
 
 def build(preset: Mapping[str, Any], target: Target) -> Any:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from progrpo_components.tracking import redact
 from progrpo_pipelines.durations import duration
-from progrpo_pipelines.local import RunResult
+from progrpo_pipelines.local.running import RunResult
 
 
 def print_summary(result: RunResult, console: Console) -> None:

@@ -1,12 +1,12 @@
-"""The ``compare`` pipeline: arms x seeds, the main job."""
+"""The ``evaluate`` pipeline: measure any checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from kfp import dsl
 
-from progrpo_pipelines import training, wiring
-from progrpo_pipelines.target import Target
+from progrpo_pipelines.packaging.target import Target
+from progrpo_pipelines.tasks import wiring
 
 
 def build(preset: Mapping[str, Any], target: Target) -> Any:
@@ -16,76 +16,72 @@ def build(preset: Mapping[str, Any], target: Target) -> Any:
         preset: settings that it brings along.
         target: what it is compiled for.
     """
-    train_and_compare = training.build(
-        target, by_trainjob="trainjob" in preset
-    )  # first: kfp makes one pipeline at a time
 
     @dsl.pipeline(  # type: ignore[untyped-decorator]  # kfp has no types
-        name="compare",
-        display_name="Compare training algorithms",
-        description="Train every arm with every seed, measure Pass@k, entropy and diversity on held-out problems, "
-        "compare.",
+        name="evaluate",
+        display_name="Evaluate a checkpoint",
+        description="Measure Pass@k, entropy and diversity of a checkpoint on held-out problems.",
         pipeline_config=target.pipeline_config(),
     )
-    def compare(
-        arms: list[Any],
+    def evaluate(
         checkpoint_uri: str,
         dataset_eval_uri: str,
         dataset_task: str,
         dataset_train_uri: str,
+        eval_max_completion_tokens: int,
         eval_num_samples: int,
+        eval_temperature: float,
         experiment: str,
         gpu_count: int,
         gpu_type: str,
         overrides: dict[str, Any],
         placement_node_selector: dict[str, Any],
         placement_tolerations: list[Any],
-        seeds: list[Any],
-        train_learning_rate: float,
-        train_steps: int,
     ) -> None:
-        """Train every arm with every seed from one checkpoint and compare them on held-out problems.
+        """Measure a checkpoint on held-out problems.
 
         Args:
-            arms: What is compared: names of algorithms, or {name, algorithm: {type, ...}} for one with settings.
-            checkpoint_uri: Where training starts: a Hugging Face directory, s3://... or embedded://countdown-sft.
+            checkpoint_uri: What is measured: a Hugging Face directory, s3://... or embedded://countdown-sft.
             dataset_eval_uri: JSONL, parquet or CSV file with the held-out problems; empty: split off the training file.
             dataset_task: How an answer is verified; of the files above and below.
-            dataset_train_uri: File with the training problems; empty: the preset's, which is the embedded task.
+            dataset_train_uri: File with training problems, which held-out ones may not repeat; empty: there are none.
+            eval_max_completion_tokens: Longest completion in tokens.
             eval_num_samples: Completions for each held-out problem: the n of Pass@k.
-            experiment: MLflow experiment that the runs are logged into.
-            gpu_count: GPUs of each training and evaluation pod; 0: none.
+            eval_temperature: Sampling temperature.
+            experiment: MLflow experiment that the run is logged into.
+            gpu_count: GPUs of the evaluation pod; 0: none.
             gpu_type: Resource name of the GPU, such as nvidia.com/gpu, nvidia.com/mig-3g.40gb or amd.com/gpu.
-            overrides: Every other setting, such as {"train": {"group_size": 8}}; checked by the first task.
+            overrides: Every other setting, such as {"evaluation": {"top_p": 0.9}}; checked by the first task.
             placement_node_selector: Labels of the GPU nodes, such as {"nvidia.com/gpu.product": "NVIDIA-L40S"}.
             placement_tolerations: Taints of the GPU nodes to tolerate: a list of {key, operator, value, effect}.
-            seeds: Training seeds: one training run for each arm and seed.
-            train_learning_rate: Learning rate of every arm.
-            train_steps: Optimizer steps of every training run.
         """
-        with wiring.finished("compare", target, experiment):
+        with wiring.finished("evaluate", target, experiment):
             checked = wiring.validate(
-                "compare",
+                "evaluate",
                 preset,
                 target,
-                arms=arms,
                 checkpoint_uri=checkpoint_uri,
                 dataset_eval_uri=dataset_eval_uri,
                 dataset_task=dataset_task,
                 dataset_train_uri=dataset_train_uri,
+                eval_max_completion_tokens=eval_max_completion_tokens,
                 eval_num_samples=eval_num_samples,
+                eval_temperature=eval_temperature,
                 experiment=experiment,
                 gpu_count=gpu_count,
                 gpu_type=gpu_type,
                 overrides=overrides,
                 placement_node_selector=placement_node_selector,
                 placement_tolerations=placement_tolerations,
-                seeds=seeds,
-                train_learning_rate=train_learning_rate,
-                train_steps=train_steps,
             )
-            data, start = wiring.prepare(checked, target)
-            inputs = training.inputs_of(checked, dataset=data, checkpoint=start, experiment=experiment)
-            train_and_compare(**inputs).set_display_name("Train and compare").set_caching_options(False)
+            data, model = wiring.prepare(checked, target)
+            wiring.measure(
+                model.outputs["checkpoint"],
+                name="Evaluate",
+                dataset=data.outputs["dataset"],
+                settings=checked.outputs,
+                experiment=experiment,
+                target=target,
+            )
 
-    return compare
+    return evaluate

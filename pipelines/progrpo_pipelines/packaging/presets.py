@@ -19,7 +19,7 @@ from progrpo.errors import ConfigError
 from progrpo_components import form
 from progrpo_components.form import defaults_of
 
-_PRESETS = resources.files("progrpo_pipelines") / "presets"
+_PRESETS = resources.files("progrpo_pipelines.packaging") / "presets"
 
 
 def preset_names() -> list[str]:

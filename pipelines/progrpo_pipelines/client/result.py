@@ -11,9 +11,9 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 from progrpo.manifest import write_atomic
+from progrpo_pipelines.client.errors import ExitCode
+from progrpo_pipelines.client.waiting import TaskRow
 from progrpo_pipelines.durations import duration
-from progrpo_pipelines.submit.errors import ExitCode
-from progrpo_pipelines.submit.waiting import TaskRow
 
 _ILLEGAL_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _SUMMARY_BYTES = 900_000  # GitHub takes 1 MiB a step

@@ -11,9 +11,9 @@ import kfp_server_api as kfp
 
 from progrpo import __version__
 from progrpo.errors import ConfigError
-from progrpo_pipelines.submit.api import Api, list_all, name_filter
-from progrpo_pipelines.submit.errors import ApiError
-from progrpo_pipelines.submit.package import Package, digest_of, normalized
+from progrpo_pipelines.client.api import Api, list_all, name_filter
+from progrpo_pipelines.client.errors import ApiError
+from progrpo_pipelines.client.package import Package, digest_of, normalized
 
 _DIGEST = "sha256:"
 

@@ -9,14 +9,14 @@ from typing import Any, Literal
 from rich.console import Console
 
 from progrpo.errors import ConfigError
+from progrpo_pipelines.client.api import Api
+from progrpo_pipelines.client.display import open_display
+from progrpo_pipelines.client.errors import ApiError, ExitCode
+from progrpo_pipelines.client.interrupts import Interrupts
+from progrpo_pipelines.client.result import Result, find_links
+from progrpo_pipelines.client.starting import Request, settle_race, start, terminate
+from progrpo_pipelines.client.waiting import TaskRow, WaitTimeoutError, follow, task_rows
 from progrpo_pipelines.durations import duration
-from progrpo_pipelines.submit.api import Api
-from progrpo_pipelines.submit.display import open_display
-from progrpo_pipelines.submit.errors import ApiError, ExitCode
-from progrpo_pipelines.submit.interrupts import Interrupts
-from progrpo_pipelines.submit.result import Result, find_links
-from progrpo_pipelines.submit.starting import Request, settle_race, start, terminate
-from progrpo_pipelines.submit.waiting import TaskRow, WaitTimeoutError, follow, task_rows
 
 Ending = Literal["terminate", "leave"]
 _TERMINATE_PATIENCE_S = 5.0  # CI systems kill a cancelled job some seconds after they asked it to end

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from progrpo.training.advice import readable_size
 from progrpo.training.estimate import MemoryEstimate
-from progrpo_pipelines.plan import Plan
+from progrpo_pipelines.planning.plan import Plan
 
 _PARTS = {
     "weights": "weights, float32 masters",

@@ -6,8 +6,8 @@ from typing import Any
 
 from progrpo.errors import ProGRPOError
 from progrpo.storage import s3_client, split_s3_uri
-from progrpo_pipelines.submit.api import Notify
-from progrpo_pipelines.submit.package import Package
+from progrpo_pipelines.client.api import Notify
+from progrpo_pipelines.client.package import Package
 
 SUMMARY = "summary"
 """Name of the Markdown artifacts that say what a run came to; other cards are for the UI."""

@@ -1,4 +1,4 @@
-"""The process in which kfp.local runs a pipeline: ``python -m progrpo_pipelines.local_worker RUN_DIRECTORY``.
+"""The process in which kfp.local runs a pipeline: ``python -m progrpo_pipelines.local.worker RUN_DIRECTORY``.
 
 A process of its own, because kfp.local prints and sets up logging globally and cannot be stopped from within; here all
 of it lands in one log, and whoever started the process can end its whole group.
@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from progrpo_pipelines.compiling import load_pipeline
-from progrpo_pipelines.docker_runner import ContainerSettings, ContainerTasks, stop_containers
-from progrpo_pipelines.tracking_server import tracking_server
+from progrpo_pipelines.local.docker_runner import ContainerSettings, ContainerTasks, stop_containers
+from progrpo_pipelines.local.tracking_server import tracking_server
+from progrpo_pipelines.packaging.compiling import load_pipeline
 
 PARAMETERS_NAME = "parameters.json"
 ARTIFACTS_NAME = "artifacts"

@@ -1,7 +1,7 @@
 """The create-run form, from the compiled pipelines: tables for docs/pipelines.md and a page to look at.
 
-    python -m progrpo_pipelines.reference tables pipelines/compiled docs/pipelines.md
-    python -m progrpo_pipelines.reference form pipelines/compiled/compare-single-gpu.yaml form.html
+    python -m progrpo_pipelines.packaging.reference tables pipelines/compiled docs/pipelines.md
+    python -m progrpo_pipelines.packaging.reference form pipelines/compiled/compare-single-gpu.yaml form.html
 
 Order, labels and kinds of fields are those of Kubeflow Pipelines 2.17.0 (frontend NewRunParametersV2.tsx): the
 parameters as the package has them, ``name - type``, a dropdown for one with literals, and no description.

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from progrpo.errors import ConfigError
-from progrpo_pipelines.presets import read_mapping
+from progrpo_pipelines.packaging.presets import read_mapping
 
 _KINDS = {
     "STRING": "text",

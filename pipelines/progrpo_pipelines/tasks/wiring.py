@@ -13,8 +13,8 @@ from progrpo_components.finish.component import finish
 from progrpo_components.import_checkpoint.component import import_checkpoint
 from progrpo_components.prepare_dataset.component import prepare_dataset
 from progrpo_components.validate_inputs.component import validate_inputs
-from progrpo_pipelines.placement import place_on_cpu, place_on_gpu
-from progrpo_pipelines.target import Target
+from progrpo_pipelines.packaging.placement import place_on_cpu, place_on_gpu
+from progrpo_pipelines.packaging.target import Target
 
 Task = Any  # kfp.dsl.PipelineTask; a pipeline parameter is a channel while a pipeline is traced
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from progrpo_pipelines.submit.api import TRANSIENT, Api
-from progrpo_pipelines.submit.errors import ApiError
-from progrpo_pipelines.submit.package import Task
+from progrpo_pipelines.client.api import TRANSIENT, Api
+from progrpo_pipelines.client.errors import ApiError
+from progrpo_pipelines.client.package import Task
 
 FINAL = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 

@@ -12,9 +12,9 @@ from progrpo_components.compare.component import compare_arms
 from progrpo_components.launch_train.component import launch_train
 from progrpo_components.promote.component import promote
 from progrpo_components.train.component import train
-from progrpo_pipelines.placement import PLACEMENT, place_on_cpu, place_on_gpu
-from progrpo_pipelines.target import Target
-from progrpo_pipelines.wiring import HOUR, Task, measure
+from progrpo_pipelines.packaging.placement import PLACEMENT, place_on_cpu, place_on_gpu
+from progrpo_pipelines.packaging.target import Target
+from progrpo_pipelines.tasks.wiring import HOUR, Task, measure
 
 # Two at a time: what kfp.local allows at most, and two one-thread workers beat one with two.
 PARALLELISM = 2

@@ -26,11 +26,11 @@ from progrpo_components import images
 from progrpo_components.reporting import PROGRESS_DIR
 from progrpo_components.steps import RUN_ID_VARIABLE, RUN_NAME_VARIABLE
 from progrpo_components.tracking import SWITCH, redact
-from progrpo_pipelines.docker_runner import ContainerSettings, Network, check_images, inputs_of, stop_containers
-from progrpo_pipelines.local_worker import PARAMETERS_NAME
-from progrpo_pipelines.presets import arguments_of
-from progrpo_pipelines.progress import ProgressReader, StepRow, open_display
-from progrpo_pipelines.tracking_server import artifacts_of, is_tracked, needs_server
+from progrpo_pipelines.local.docker_runner import ContainerSettings, Network, check_images, inputs_of, stop_containers
+from progrpo_pipelines.local.progress import ProgressReader, StepRow, open_display
+from progrpo_pipelines.local.tracking_server import artifacts_of, is_tracked, needs_server
+from progrpo_pipelines.local.worker import PARAMETERS_NAME
+from progrpo_pipelines.packaging.presets import arguments_of
 
 LOG_NAME = "pipeline.log"
 _POLL_S = 0.2
@@ -218,7 +218,7 @@ def _worker(
     directory: Path, environment: Mapping[str, str], containers: ContainerSettings | None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start the worker in a process group of its own; on the way out it and its tasks are gone, whatever happened."""
-    command = [sys.executable, "-m", "progrpo_pipelines.local_worker", str(directory)]
+    command = [sys.executable, "-m", "progrpo_pipelines.local.worker", str(directory)]
     with (directory / LOG_NAME).open("wb") as log:
         process = subprocess.Popen(
             command,

@@ -17,8 +17,8 @@ from progrpo.config import PIPELINES
 from progrpo.manifest import write_atomic
 from progrpo.storage import make_directory
 from progrpo_components.form import LITERALS
-from progrpo_pipelines.presets import form_defaults, preset_names, preset_parameters
-from progrpo_pipelines.target import Target
+from progrpo_pipelines.packaging.presets import form_defaults, preset_names, preset_parameters
+from progrpo_pipelines.packaging.target import Target
 
 _DEFAULT = Target()
 
@@ -27,7 +27,7 @@ def load_pipeline(name: str, preset: str | None = None, target: Target = _DEFAUL
     """Return the KFP pipeline called ``name``, with what ``preset`` says as settings it brings along."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="google")  # a Python version's end of life
-        module = import_module(f"progrpo_pipelines.{name.replace('-', '_')}")
+        module = import_module(f"progrpo_pipelines.pipelines.{name.replace('-', '_')}")
         return module.build({} if preset is None else preset_parameters(preset, name), replace(target, pipeline=name))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from kfp import kubernetes
 
 from progrpo_components import images
-from progrpo_pipelines.target import Target
+from progrpo_pipelines.packaging.target import Target
 
 Task = Any  # kfp.dsl.PipelineTask
 

@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from progrpo_pipelines.client.waiting import TaskRow
 from progrpo_pipelines.durations import duration
-from progrpo_pipelines.submit.waiting import TaskRow
 
 _COLOURS = {"SUCCEEDED": "green", "FAILED": "red", "CANCELED": "red", "RUNNING": "cyan"}
 _SIGN_OF_LIFE_S = 600.0  # CI systems end a job that has printed nothing for some 10 to 60 minutes

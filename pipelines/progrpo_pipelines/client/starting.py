@@ -16,10 +16,10 @@ from typing import Any
 import kfp_server_api as kfp
 
 from progrpo.errors import ConfigError
-from progrpo_pipelines.submit.api import Api, list_all, name_filter
-from progrpo_pipelines.submit.errors import ApiError
-from progrpo_pipelines.submit.package import Package, digest_of
-from progrpo_pipelines.submit.uploading import Uploaded, upload
+from progrpo_pipelines.client.api import Api, list_all, name_filter
+from progrpo_pipelines.client.errors import ApiError
+from progrpo_pipelines.client.package import Package, digest_of
+from progrpo_pipelines.client.uploading import Uploaded, upload
 
 GIT_KEY = "git"
 _MARK = "progrpo-idempotency:"

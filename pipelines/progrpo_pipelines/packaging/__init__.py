@@ -1,0 +1,1 @@
+"""From a pipeline to a package for a cluster: placement, target, presets, compiling."""

@@ -1,0 +1,1 @@
+"""The four pipelines, a module each."""

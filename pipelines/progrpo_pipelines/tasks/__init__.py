@@ -1,0 +1,1 @@
+"""What the pipelines are made of: their tasks and how they follow each other."""
