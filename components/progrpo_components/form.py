@@ -1,58 +1,140 @@
-"""The create-run form: the few parameters of a compiled pipeline, and the settings they stand for.
+"""The settings of a pipeline run: the create-run form, and how form, preset and ``overrides`` become one.
 
-A form's names are chosen so that alphabetical order, which is the order Kubeflow shows, is the logical one. What it has
-no field for goes into ``overrides``, a mapping shaped like the settings (``{train: {group_size: 8}}``). The settings of
-a run are the defaults, the package's preset over them, the form over that, and ``overrides`` over all; but a setting
-with a field in the form is set there and nowhere else.
+This is the one place where a field of the form is written (:data:`FIELDS`): signatures and docstrings of the pipelines,
+the first task's inputs, the dropdowns and the tables of the documentation are made from it. A form's names are chosen
+so that alphabetical order, which is the order Kubeflow shows, is the logical one. What it has no field for goes into
+``overrides``, a mapping shaped like the settings (``{train: {group_size: 8}}``) that takes the form's names, too.
+
+The settings of a run are the defaults, a preset over them, the form over that, and ``overrides`` over all.
 
 A text field cannot be absent in Kubeflow (its form refuses to start a run without a default), so an empty one is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from inspect import Parameter, Signature
 from typing import Any, get_args
 
-from pydantic import ValidationError
-
-from progrpo.config import PIPELINES, Algorithm, FileSource, PreparePipeline, difference, merge, parse
+from progrpo.config import PIPELINES, Algorithm, FileSource, PreparePipeline, merge, parse
 from progrpo.errors import ConfigError
 
-PATHS: dict[str, str] = {
-    "algorithm": "arm.algorithm.type",
-    "arms": "arms",
-    "checkpoint_uri": "checkpoint.uri",
-    "dataset_eval_uri": "dataset.source.eval_uri",
-    "dataset_task": "dataset.source.task",
-    "dataset_train_uri": "dataset.source.train_uri",
-    "eval_max_completion_tokens": "evaluation.max_completion_tokens",
-    "eval_num_samples": "evaluation.num_samples",
-    "eval_temperature": "evaluation.temperature",
-    "experiment": "experiment",
-    "gpu_count": "placement.gpu_count",
-    "gpu_type": "placement.gpu_type",
-    "placement_node_selector": "placement.node_selector",
-    "placement_tolerations": "placement.tolerations",
-    "seed": "seed",
-    "seeds": "seeds",
-    "train_learning_rate": "train.learning_rate",
-    "train_steps": "train.steps",
-}
-"""The setting behind each field of a form."""
+ALGORITHMS: tuple[str, ...] = tuple(model.model_fields["type"].default for model in get_args(get_args(Algorithm)[0]))
+_TASKS: tuple[str, ...] = get_args(FileSource.model_fields["task"].annotation)
 
-_DATASET = ("dataset_train_uri", "dataset_eval_uri")
-_PREPARED = ("checkpoint_uri", "dataset_eval_uri", "dataset_task", "dataset_train_uri")
-_PLACED = ("experiment", "gpu_count", "gpu_type", "placement_node_selector", "placement_tolerations")
-_TRAINED = ("eval_num_samples", "train_learning_rate", "train_steps")
+_EVERY = ("compare", "evaluate", "prepare", "train-and-evaluate")
+_RUNS = ("compare", "evaluate", "train-and-evaluate")
+_TRAINS = ("compare", "train-and-evaluate")
+_EXAMPLE = '{"train": {"group_size": 8}}'
 
-FIELDS: dict[str, tuple[str, ...]] = {
-    "compare": (*_PREPARED, *_PLACED, *_TRAINED, "arms", "seeds"),
-    "evaluate": (*_PREPARED, *_PLACED, "eval_max_completion_tokens", "eval_num_samples", "eval_temperature"),
-    "prepare": _PREPARED,
-    "train-and-evaluate": (*_PREPARED, *_PLACED, *_TRAINED, "algorithm", "seed"),
-}
-"""Fields of each pipeline's form, beside ``overrides``."""
+
+@dataclass(frozen=True)
+class Field:
+    """A field of the form.
+
+    Attributes:
+        name: in the form.
+        path: the setting it stands for; empty: all of them.
+        type: of its values; KFP knows text, number, list and mapping.
+        what: one line of documentation.
+        pipelines: that have it.
+        literals: the only values it takes, which Kubeflow shows as a dropdown.
+    """
+
+    name: str
+    path: str
+    type: type
+    what: str
+    pipelines: tuple[str, ...] = _RUNS
+    literals: tuple[str, ...] = ()
+
+
+FIELDS: tuple[Field, ...] = (
+    Field(
+        "algorithm",
+        "arm.algorithm.type",
+        str,
+        'What it is trained by; its own settings go into overrides: {"arm": {"algorithm": {...}}}.',
+        ("train-and-evaluate",),
+        ALGORITHMS,
+    ),
+    Field(
+        "arms",
+        "arms",
+        list,
+        "What is compared: names of algorithms, or {name, algorithm: {type, ...}} for one with settings.",
+        ("compare",),
+    ),
+    Field(
+        "checkpoint_uri",
+        "checkpoint.uri",
+        str,
+        "What is trained or measured: a Hugging Face directory, s3://... or embedded://countdown-sft.",
+        _EVERY,
+    ),
+    Field(
+        "dataset_eval_uri",
+        "dataset.source.eval_uri",
+        str,
+        "JSONL, parquet or CSV file with the held-out problems; empty: split off the training file.",
+        _EVERY,
+    ),
+    Field(
+        "dataset_task",
+        "dataset.source.task",
+        str,
+        "How an answer is verified; of the files above and below.",
+        _EVERY,
+        _TASKS,
+    ),
+    Field(
+        "dataset_train_uri",
+        "dataset.source.train_uri",
+        str,
+        "File with the training problems, which held-out ones may not repeat; empty: the preset's.",
+        _EVERY,
+    ),
+    Field(
+        "eval_max_completion_tokens",
+        "evaluation.max_completion_tokens",
+        int,
+        "Longest completion in tokens.",
+        ("evaluate",),
+    ),
+    Field(
+        "eval_num_samples",
+        "evaluation.num_samples",
+        int,
+        "Completions for each held-out problem: the n of Pass@k.",
+    ),
+    Field("eval_temperature", "evaluation.temperature", float, "Sampling temperature.", ("evaluate",)),
+    Field("experiment", "experiment", str, "MLflow experiment that the runs are logged into."),
+    Field("gpu_count", "placement.gpu_count", int, "GPUs of each training and evaluation pod; 0: none."),
+    Field(
+        "gpu_type",
+        "placement.gpu_type",
+        str,
+        "Resource name of the GPU, such as nvidia.com/gpu, nvidia.com/mig-3g.40gb or amd.com/gpu.",
+    ),
+    Field("overrides", "", dict, f"Every other setting, such as {_EXAMPLE}; checked by the first task.", _EVERY),
+    Field(
+        "placement_node_selector",
+        "placement.node_selector",
+        dict,
+        'Labels of the GPU nodes, such as {"nvidia.com/gpu.product": "NVIDIA-L40S"}.',
+    ),
+    Field(
+        "placement_tolerations",
+        "placement.tolerations",
+        list,
+        "Taints of the GPU nodes to tolerate: a list of {key, operator, value, effect}.",
+    ),
+    Field("seed", "seed", int, "Training seed.", ("train-and-evaluate",)),
+    Field("seeds", "seeds", list, "Training seeds: one training run for each arm and seed.", ("compare",)),
+    Field("train_learning_rate", "train.learning_rate", float, "Learning rate of every arm.", _TRAINS),
+    Field("train_steps", "train.steps", int, "Optimizer steps of every training run.", _TRAINS),
+)
 
 REQUIRED: dict[str, tuple[str, ...]] = {
     "compare": ("checkpoint_uri", "dataset_train_uri"),
@@ -62,12 +144,26 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 }
 """Fields without a default where a preset is for a model and data of the user's own."""
 
-ALGORITHMS: tuple[str, ...] = tuple(model.model_fields["type"].default for model in get_args(get_args(Algorithm)[0]))
-LITERALS: dict[str, tuple[str, ...]] = {
-    "algorithm": ALGORITHMS,
-    "dataset_task": get_args(FileSource.model_fields["task"].annotation),
-}
-"""Fields with a closed set of values, which Kubeflow shows as a dropdown."""
+PATHS: dict[str, str] = {field.name: field.path for field in FIELDS if field.path}
+"""The setting behind each field of a form."""
+
+_DATASET = ("dataset_train_uri", "dataset_eval_uri")
+
+
+def fields_of(pipeline: str) -> tuple[Field, ...]:
+    """Return the fields of a pipeline's form, in its order."""
+    return tuple(field for field in FIELDS if pipeline in field.pipelines)
+
+
+def signature_of(pipeline: str) -> Signature:
+    """Return the signature of a pipeline: its form, from which kfp reads names and types."""
+    kind = Parameter.POSITIONAL_OR_KEYWORD
+    return Signature([Parameter(field.name, kind, annotation=field.type) for field in fields_of(pipeline)])
+
+
+def docstring_of(pipeline: str, summary: str) -> str:
+    """Return the docstring of a pipeline, from which kfp reads the descriptions of its parameters."""
+    return "\n".join([summary, "", "Args:", *(f"    {field.name}: {field.what}" for field in fields_of(pipeline))])
 
 
 def defaults_of(pipeline: str) -> dict[str, Any]:
@@ -77,26 +173,32 @@ def defaults_of(pipeline: str) -> dict[str, Any]:
 
 def form_of(pipeline: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that say ``values``, the settings of ``pipeline``; an absent text is empty."""
-    fields = {name: _get(values, PATHS[name]) for name in FIELDS[pipeline]}
-    if _get(values, "dataset.source.type") == "countdown":
+    fields = {field.name: get_path(values, field.path) for field in fields_of(pipeline) if field.path}
+    if get_path(values, "dataset.source.type") == "countdown":
         fields["dataset_task"] = "countdown"
-    return {name: "" if value is None else value for name, value in sorted(fields.items())}
+    return {name: "" if value is None else value for name, value in fields.items()}
 
 
-def arguments_of(pipeline: str, settings: PreparePipeline, preset: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the form that :func:`read_form` makes ``settings`` of.
+def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was given, shaped like the settings.
 
     Args:
-        pipeline: its name.
-        settings: the settings of a run.
-        preset: the settings that the compiled package brings along.
+        given: values by the form's names, by dotted paths (``train.steps``) or by section (``train: {steps: 9}``); of
+            the form, an empty text is absent.
     """
-    target = settings.model_dump(mode="json", exclude_none=True)
-    form = form_of(pipeline, target)
-    base = merge(merge(defaults_of(pipeline), preset), _settings_of(form))
-    with suppress(ValidationError):  # then overrides spell out some defaults
-        base = PIPELINES[pipeline].model_validate(base).model_dump(mode="json", exclude_none=True)
-    return {**form, "overrides": difference(base, target)}
+    settings: dict[str, Any] = {}
+    given = {key: value for key, value in given.items() if not (key in PATHS and value == "")}
+    for key, value in given.items():
+        if key == "dataset_task" and not any(name in given for name in _DATASET) and value == "countdown":
+            continue  # the embedded problems' own, which are no file
+        settings = merge(settings, nest(PATHS.get(key, key), value))
+        if key in _DATASET:
+            settings = merge(settings, nest("dataset.source.type", "file"))
+        elif key == "algorithm":
+            settings = merge(settings, nest("arm.name", value))
+    if isinstance(arms := settings.get("arms"), list):
+        settings["arms"] = [{"name": arm, "algorithm": {"type": arm}} if isinstance(arm, str) else arm for arm in arms]
+    return settings
 
 
 def read_form(pipeline: str, form: Mapping[str, Any], preset: Mapping[str, Any]) -> PreparePipeline:
@@ -108,56 +210,57 @@ def read_form(pipeline: str, form: Mapping[str, Any], preset: Mapping[str, Any])
         preset: the settings that the compiled package brings along, which may be only some.
 
     Raises:
-        ConfigError: an unknown pipeline or field, a setting given twice, an unknown setting, a value not allowed.
+        ConfigError: an unknown pipeline or field, an unknown setting, a value not allowed.
     """
     if pipeline not in PIPELINES:
         raise ConfigError(f"unknown pipeline {pipeline!r}; there are {', '.join(sorted(PIPELINES))}.")
-    known = (*FIELDS[pipeline], "overrides")
+    known = [field.name for field in fields_of(pipeline)]
     if unknown := sorted(set(form) - set(known)):
-        raise ConfigError(f"{unknown[0]!r} is no parameter of {pipeline}. There are: {', '.join(sorted(known))}.")
-    given = {name: value for name, value in form.items() if name != "overrides" and value != ""}
+        raise ConfigError(f"{unknown[0]!r} is no parameter of {pipeline}. There are: {', '.join(known)}.")
     overrides = form.get("overrides") or {}
     if not isinstance(overrides, Mapping):
         raise ConfigError(f"overrides is a {type(overrides).__name__}, but must be a mapping, such as {_EXAMPLE}.")
     if "experiment" in known and "experiment" in overrides:
         raise ConfigError("overrides.experiment: that is the parameter experiment; give it there.")
-    base = merge(defaults_of(pipeline), preset)
-    _check_dataset(given, merge(base, overrides))
-    said = _settings_of(given)
-    settings = merge(merge(base, said), overrides)
-    _check_said_once(given, said, settings)
-    return parse(PIPELINES[pipeline], settings, source=f"parameters of the {pipeline} pipeline")
+    fields = {name: value for name, value in form.items() if name != "overrides" and value != ""}
+    base, over = merge(defaults_of(pipeline), preset), settings_of(overrides)
+    _check_dataset(fields, merge(base, over))
+    values = merge(merge(base, settings_of(fields)), over)
+    return parse(PIPELINES[pipeline], values, source=f"parameters of the {pipeline} pipeline")
 
 
-_EXAMPLE = '{"train": {"group_size": 8}}'
+def arguments_of(pipeline: str, given: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the KFP pipeline that say ``given``, over what its package brings along.
+
+    A setting with a field stands in that field, where Kubeflow shows it; the rest goes into ``overrides``.
+
+    Args:
+        pipeline: its name.
+        given: what :func:`settings_of` returns.
+        settings: all those of the run.
+    """
+    form: dict[str, Any] = {}
+    rest = dict(given)
+    for field in fields_of(pipeline):
+        value = get_path(rest, field.path) if field.path else None
+        if field.name == "algorithm":
+            if value is None or value != get_path(rest, "arm.name"):  # the field names the arm, too
+                continue
+            rest = _without(rest, "arm.name")
+        if isinstance(value, (int, float) if field.type is float else field.type) and value != "":
+            form[field.name] = value
+            rest = _without(rest, field.path)
+    if get_path(given, "dataset.source") is not None:
+        form["dataset_task"] = form_of(pipeline, settings)["dataset_task"]
+    if any(name in form for name in _DATASET) and get_path(rest, "dataset.source.type") == "file":
+        rest = _without(rest, "dataset.source.type")  # which the fields say, too
+    return {**form, "overrides": rest}
 
 
-def _settings_of(form: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the fields that are given say, shaped like the settings."""
-    settings: dict[str, Any] = {}
-    given = {name: value for name, value in form.items() if value != ""}
-    if not any(name in given for name in _DATASET):
-        given.pop("dataset_task", None)  # of a file; without one the source stays as it is
-    else:
-        _set(settings, "dataset.source.type", "file")
-    for name, value in given.items():
-        if name == "arms" and isinstance(value, list):
-            value = [_arm(item) for item in value]
-        elif name == "algorithm":
-            _set(settings, "arm.name", value)
-        _set(settings, PATHS[name], value)
-    return settings
-
-
-def _arm(item: Any) -> Any:
-    """Expand the name of an algorithm to an arm of that name."""
-    return {"name": item, "algorithm": {"type": item}} if isinstance(item, str) else item
-
-
-def _check_dataset(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def _check_dataset(fields: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Refuse a task for which no file was given; the embedded problems have one of their own."""
-    task, source = given.get("dataset_task"), settings.get("dataset", {}).get("source", {})
-    if any(name in given for name in _DATASET) or not isinstance(source, Mapping) or source.get("type") != "countdown":
+    task, source = fields.get("dataset_task"), settings.get("dataset", {}).get("source", {})
+    if any(name in fields for name in _DATASET) or not isinstance(source, Mapping) or source.get("type") != "countdown":
         return
     if task not in (None, "countdown"):
         raise ConfigError(
@@ -166,25 +269,27 @@ def _check_dataset(given: Mapping[str, Any], settings: Mapping[str, Any]) -> Non
         )
 
 
-def _check_said_once(given: Mapping[str, Any], said: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Refuse a setting that a field says and ``overrides`` says otherwise."""
-    for name in sorted(given):
-        wanted, found = _get(said, PATHS[name]), _get(settings, PATHS[name])
-        if wanted is not None and found != wanted:
-            raise ConfigError(
-                f"{name} is {wanted!r}, but overrides makes {PATHS[name]} {found!r}. What has a parameter of its own "
-                f"is set there: give {name}, and leave {PATHS[name]} out of overrides."
-            )
+def nest(path: str, value: Any) -> dict[str, Any]:
+    """Return ``value`` below the keys of a dotted path."""
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return dict(value)
 
 
-def _get(values: Any, path: str) -> Any:
-    for key in path.split("."):
-        values = values.get(key) if isinstance(values, Mapping) else None
+def get_path(values: Any, path: str | Iterable[str]) -> Any:
+    """Return what stands at a dotted path; None if nothing does. A number is a place in a list."""
+    for key in path.split(".") if isinstance(path, str) else path:
+        if isinstance(values, list) and key.isdecimal() and int(key) < len(values):
+            values = values[int(key)]
+        else:
+            values = values.get(key) if isinstance(values, Mapping) else None
     return values
 
 
-def _set(values: dict[str, Any], path: str, value: Any) -> None:
-    *parents, last = path.split(".")
-    for key in parents:
-        values = values.setdefault(key, {})
-    values[last] = value
+def _without(values: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Return ``values`` without the setting at ``path``, and without mappings that are empty then."""
+    key, _, below = path.partition(".")
+    rest = {name: value for name, value in values.items() if name != key}
+    if below and (nested := _without(values[key], below)):
+        rest[key] = nested
+    return rest

@@ -24,6 +24,7 @@ from progrpo_pipelines.commands.submit import EPILOG as SUBMIT_EPILOG
 from progrpo_pipelines.commands.submit import submit
 from progrpo_pipelines.commands.upload import EPILOG as UPLOAD_EPILOG
 from progrpo_pipelines.commands.upload import upload
+from progrpo_pipelines.extras import explain, need
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -109,6 +110,7 @@ def run(
 
     Later sources win: defaults, --preset, --params-file, --set.
     """
+    need("compile", "mlflow", "steps", "train")
     if runner == "process" and network is not None:
         raise ConfigError("--network is of containers; give it with --runner docker.")
     if runner == "docker":
@@ -119,13 +121,13 @@ def run(
 
     from progrpo_pipelines.local.running import run_pipeline
     from progrpo_pipelines.local.summary import print_summary
-    from progrpo_pipelines.packaging.presets import resolve
+    from progrpo_pipelines.packaging.presets import request
 
-    parameters = resolve(pipeline, preset=preset, params_file=params_file, settings=settings or ())
+    asked = request(pipeline, preset=preset, params_file=params_file, settings=settings or ())
     directory = output or Path("runs") / f"{pipeline}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     console = Console(width=None if sys.stdout.isatty() else _LOG_WIDTH)
     try:
-        result = run_pipeline(pipeline, parameters, directory, console=console, replace=replace, network=network)
+        result = run_pipeline(asked, directory, console=console, replace=replace, network=network)
     except KeyboardInterrupt:
         typer.echo("interrupted; every step was stopped.", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -154,6 +156,7 @@ def plan(
 
     Parameters are given as for run. Exits with 2 if something cannot work.
     """
+    need("steps", "train")
     from rich.console import Console
 
     from progrpo_pipelines.packaging.presets import resolve
@@ -304,6 +307,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a mistake of the user's becomes one message and exit code 2, never a traceback."""
     try:
         app(args=None if arguments is None else list(arguments), prog_name="progrpo")
+    except ModuleNotFoundError as error:
+        if (text := explain(error)) is None:
+            raise
+        typer.echo(f"error: {text}", err=True)
+        sys.exit(EXIT_USAGE)
     except ProGRPOError as error:
         typer.echo(f"error: {error}", err=True)
         users = not isinstance(error, PipelineError) or getattr(error, "user_error", False)

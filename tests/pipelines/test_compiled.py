@@ -12,7 +12,7 @@ import yaml
 
 from progrpo import __version__
 from progrpo.config import PIPELINES
-from progrpo_components.form import LITERALS
+from progrpo_components.form import FIELDS
 from progrpo_pipelines.packaging.compiling import compile_pipeline
 from progrpo_pipelines.packaging.placement import CONFIG_MAP, MLFLOW_SECRET, S3_SECRET
 from progrpo_pipelines.packaging.presets import form_defaults, preset_names, preset_parameters
@@ -193,11 +193,12 @@ def test_the_cache_is_keyed_by_the_content_of_the_inputs(package):
 
 def test_parameters_are_the_form_and_explained(package):
     defaults = form_defaults(package.pipeline, package.preset)
+    literals = {field.name: field.literals for field in FIELDS}
     assert len(package.parameters) <= 15
     for name, parameter in package.parameters.items():
         assert len(parameter["description"]) > 10, name
         assert parameter.get("defaultValue") == defaults.get(name), name  # integers are floats in the IR, and equal
-        assert parameter.get("literals") == (list(LITERALS[name]) if name in LITERALS else None)
+        assert tuple(parameter.get("literals", ())) == literals[name]
     assert set(defaults) <= set(package.parameters)
     validate = dict(package.tasks())["validate-inputs"]["inputs"]["parameters"]
     brought = {} if package.preset is None else preset_parameters(package.preset, package.pipeline)

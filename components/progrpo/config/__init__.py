@@ -32,7 +32,7 @@ from progrpo.config.data import CheckpointConfig, CountdownSource, DatasetConfig
 from progrpo.config.engine import Engine, TransformersEngineConfig, VLLMEngineConfig
 from progrpo.config.evaluation import AbilityConfig, CompareConfig, EvaluateConfig
 from progrpo.config.gate import LOWER_IS_BETTER, Better, GateConfig, GateRule, Keeps, KeepsAbility, NotWorse, Outcome
-from progrpo.config.merging import difference, merge
+from progrpo.config.merging import merge
 from progrpo.config.pipelines import (
     PIPELINES,
     ComparePipeline,
@@ -100,7 +100,6 @@ __all__ = [
     "TransformersEngineConfig",
     "Unlikeliness",
     "VLLMEngineConfig",
-    "difference",
     "merge",
     "method_of",
     "parse",

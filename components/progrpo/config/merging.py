@@ -1,6 +1,6 @@
 """Settings over settings: the rule by which defaults, presets, files, forms and ``--set`` are put together.
 
-Mappings are merged key by key and lists replaced, except that a mapping with another ``type`` replaces the whole: an
+Mappings are merged key by key and lists replaced, except that a mapping of another ``type`` replaces the whole: an
 algorithm's or a source's keys mean nothing to another.
 """
 
@@ -9,33 +9,42 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from progrpo.errors import ConfigError
 
-def merge(base: Any, over: Any) -> Any:
-    """Return ``base`` overridden by ``over``; neither is changed. An integer key of ``over`` reaches into a list."""
+
+def merge(base: Any, over: Any, path: str = "") -> Any:
+    """Return ``base`` overridden by ``over``; neither is changed.
+
+    A number as a key of ``over``, also as a text, as JSON has it, reaches into a list.
+
+    Args:
+        base: settings, or None.
+        over: settings, which may be only some.
+        path: where they stand, named in errors.
+
+    Raises:
+        ConfigError: a place that a list does not have.
+    """
     if not isinstance(over, Mapping):
         return over
-    if isinstance(base, list) and over and all(key in range(len(base)) for key in over):
-        return [merge(item, over[i]) if i in over else item for i, item in enumerate(base)]
+    if isinstance(base, list) and over:
+        return _merge_list(base, over, path)
     if not _same_type(base, over):
         base = {}
-    return {**base, **{key: merge(base.get(key), value) for key, value in over.items()}}
+    return {**base, **{key: merge(base.get(key), value, f"{path}.{key}".lstrip(".")) for key, value in over.items()}}
 
 
-def difference(base: Any, target: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the smallest mapping that :func:`merge` turns ``base`` into ``target`` with.
-
-    A key that ``target`` lacks is None there, which the settings take for absent.
-    """
-    if not _same_type(base, target) or ("type" in target and "type" not in base):
-        return dict(target)
-    changed: dict[str, Any] = {key: None for key in base if key not in target and base[key] is not None}
-    for key, value in target.items():
-        if key in base and base[key] == value:
-            continue
-        nested = isinstance(value, Mapping) and isinstance(base.get(key), Mapping) and _same_type(base[key], value)
-        changed[key] = difference(base[key], value) if nested else value
+def _merge_list(base: list[Any], over: Mapping[Any, Any], path: str) -> list[Any]:
+    if unknown := [key for key in over if not str(key).isdecimal() or int(key) >= len(base)]:
+        raise ConfigError(
+            f"{path}.{unknown[0]}: {path} is a list of {len(base)}; give a place from 0 to {len(base) - 1}, or the "
+            f"whole list, such as {path}=[...]."
+        )
+    changed = list(base)
+    for key, value in over.items():
+        changed[int(key)] = merge(base[int(key)], value, f"{path}.{key}")
     return changed
 
 
 def _same_type(base: Any, over: Mapping[Any, Any]) -> bool:
-    return isinstance(base, Mapping) and over.get("type", base.get("type")) == base.get("type")
+    return isinstance(base, Mapping) and ("type" not in base or over.get("type", base["type"]) == base["type"])

@@ -219,14 +219,14 @@ def _read(
     import tempfile
 
     from progrpo_pipelines.packaging.compiling import compile_pipeline
-    from progrpo_pipelines.packaging.presets import arguments_of, check_name, resolve
+    from progrpo_pipelines.packaging.presets import check_name, request
     from progrpo_pipelines.packaging.target import Target
 
     check_name("pipeline", target, PIPELINES)
-    parameters = resolve(target, preset=preset, params_file=params_file, settings=settings)
+    asked = request(target, preset=preset, params_file=params_file, settings=settings)
     with tempfile.TemporaryDirectory(prefix="progrpo-submit-") as directory:
         package = load_package(compile_pipeline(target, Path(directory), preset=preset, target=Target(**compiling)))
-    return package, package.check_arguments(arguments_of(parameters, preset=preset))
+    return package, package.check_arguments(asked.arguments)
 
 
 def _as_text(body: Any) -> str:

@@ -30,7 +30,7 @@ from progrpo_pipelines.local.docker_runner import ContainerSettings, Network, ch
 from progrpo_pipelines.local.progress import ProgressReader, StepRow, open_display
 from progrpo_pipelines.local.tracking_server import artifacts_of, is_tracked, needs_server
 from progrpo_pipelines.local.worker import PARAMETERS_NAME
-from progrpo_pipelines.packaging.presets import arguments_of
+from progrpo_pipelines.packaging.presets import Request
 
 LOG_NAME = "pipeline.log"
 _POLL_S = 0.2
@@ -64,8 +64,7 @@ class RunResult:
 
 
 def run_pipeline(
-    name: str,
-    parameters: PreparePipeline,
+    request: Request,
     directory: Path,
     *,
     console: Console,
@@ -75,8 +74,7 @@ def run_pipeline(
     """Run a pipeline with kfp.local and show its progress.
 
     Args:
-        name: the pipeline.
-        parameters: its checked parameters.
+        request: the pipeline and its settings.
         directory: where everything the run writes goes; must be absent or empty.
         console: where progress is shown.
         replace: delete an earlier run that lies in ``directory``.
@@ -89,20 +87,21 @@ def run_pipeline(
         KeyboardInterrupt: interrupted; every process that was started is gone.
     """
     directory = directory.resolve()
-    _check_inputs(parameters)
+    _check_inputs(request.settings)
     if network is not None:
         check_images((images.CPU, images.GPU))
     _prepare_directory(directory, replace=replace)
     environment = _environment(directory)
-    arguments = arguments_of(parameters)
+    arguments = request.arguments
     containers = None
     if network is not None:
         arguments, readable = inputs_of(arguments)
-        containers = _containers(environment, network, readable, console, _written_by(parameters))
+        containers = _containers(environment, network, readable, console, _written_by(request.settings))
         containers.write(directory)
-    write_atomic(directory / PARAMETERS_NAME, json.dumps({"pipeline": name, "parameters": arguments}, indent=2))
+    asked = {"pipeline": request.pipeline, "preset": request.preset, "parameters": arguments}
+    write_atomic(directory / PARAMETERS_NAME, json.dumps(asked, indent=2))
     where = "" if containers is None else f", in containers of {images.CPU} and {images.GPU}"
-    console.print(f"Running {name} in {directory}{where}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Running {request.pipeline} in {directory}{where}", markup=False, highlight=False, soft_wrap=True)
     started = time.monotonic()
     reader = ProgressReader(Path(environment[PROGRESS_DIR]), in_containers=containers is not None)
     try:
@@ -155,6 +154,11 @@ def _written_by(parameters: PreparePipeline) -> tuple[str, ...]:
 
 def _check_inputs(parameters: PreparePipeline) -> None:
     """Find what is missing on this machine before anything starts; S3 is asked by the step that reads from it."""
+    if getattr(parameters, "trainjob", None) is not None:
+        raise ConfigError(
+            "trainjob is set: several nodes train on a cluster. On this machine train.distributed.num_processes is all "
+            "there is; give --set trainjob=null and as many as fit."
+        )
     uris: dict[str, str | None] = {"checkpoint.uri": parameters.checkpoint.uri}
     if isinstance(source := parameters.dataset.source, FileSource):
         uris |= {"dataset.source.train_uri": source.train_uri, "dataset.source.eval_uri": source.eval_uri}
@@ -169,10 +173,10 @@ def _check_inputs(parameters: PreparePipeline) -> None:
 def _is_run(directory: Path) -> bool:
     """Tell a run of ours from a folder of the user's, which --replace must never delete."""
     try:
-        request = json.loads((directory / PARAMETERS_NAME).read_text(encoding="utf-8"))
+        asked = json.loads((directory / PARAMETERS_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(request, dict) and set(request) == {"pipeline", "parameters"}
+    return isinstance(asked, dict) and {"pipeline", "parameters"} <= set(asked) <= {"pipeline", "preset", "parameters"}
 
 
 def _prepare_directory(directory: Path, *, replace: bool) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from progrpo_pipelines.local.docker_runner import ContainerSettings, ContainerTasks, stop_containers
 from progrpo_pipelines.local.tracking_server import tracking_server
 from progrpo_pipelines.packaging.compiling import load_pipeline
+from progrpo_pipelines.packaging.target import Target
 
 PARAMETERS_NAME = "parameters.json"
 ARTIFACTS_NAME = "artifacts"
@@ -32,7 +33,7 @@ def main(directory: Path) -> int:
     settings = ContainerSettings.read(directory)
     threading.Thread(target=_end_with_parent, args=(settings,), daemon=True).start()
     request = json.loads((directory / PARAMETERS_NAME).read_text(encoding="utf-8"))
-    pipeline = load_pipeline(request["pipeline"])
+    pipeline = load_pipeline(request["pipeline"], request["preset"], Target(trainjobs=False))
     # Absolute: a task resolves its paths in its own working directory.
     root = str((directory / ARTIFACTS_NAME).resolve())
     try:

@@ -16,7 +16,8 @@ from progrpo import __version__
 from progrpo.config import PIPELINES
 from progrpo.manifest import write_atomic
 from progrpo.storage import make_directory
-from progrpo_components.form import LITERALS
+from progrpo_components.form import FIELDS
+from progrpo_pipelines.extras import need
 from progrpo_pipelines.packaging.presets import form_defaults, preset_names, preset_parameters
 from progrpo_pipelines.packaging.target import Target
 
@@ -25,10 +26,14 @@ _DEFAULT = Target()
 
 def load_pipeline(name: str, preset: str | None = None, target: Target = _DEFAULT) -> Any:
     """Return the KFP pipeline called ``name``, with what ``preset`` says as settings it brings along."""
+    need("compile")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="google")  # a Python version's end of life
         module = import_module(f"progrpo_pipelines.pipelines.{name.replace('-', '_')}")
-        return module.build({} if preset is None else preset_parameters(preset, name), replace(target, pipeline=name))
+        brought = {} if preset is None else preset_parameters(preset, name)
+        if not target.trainjobs:
+            brought.pop("trainjob", None)
+        return module.build(brought, replace(target, pipeline=name))
 
 
 def compile_pipeline(
@@ -84,9 +89,9 @@ def _finished(text: str, target: Target) -> str:
     spec = next(spec for document in documents if (spec := _pipeline_spec(document)) is not None)
     parameters = spec["root"]["inputDefinitions"]["parameters"]
     if target.has_literals:
-        for name, values in LITERALS.items():
-            if name in parameters:
-                parameters[name]["literals"] = list(values)
+        for field in FIELDS:
+            if field.literals and field.name in parameters:
+                parameters[field.name]["literals"] = list(field.literals)
     return _with_sorted_header(header, parameters) + yaml.dump_all(documents, Dumper=yaml.CSafeDumper, sort_keys=True)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -16,8 +17,15 @@ import yaml
 
 from progrpo.config import PIPELINES, PreparePipeline, merge, parse
 from progrpo.errors import ConfigError
-from progrpo_components import form
-from progrpo_components.form import defaults_of
+from progrpo_components.form import (
+    PATHS,
+    REQUIRED,
+    arguments_of,
+    defaults_of,
+    form_of,
+    get_path,
+    settings_of,
+)
 
 _PRESETS = resources.files("progrpo_pipelines.packaging") / "presets"
 
@@ -39,56 +47,84 @@ def resolve(
     params_file: Path | None = None,
     settings: Sequence[str] = (),
 ) -> PreparePipeline:
-    """Return the checked settings of a run.
+    """Return the checked settings of a run; see :func:`request`."""
+    return request(pipeline, preset=preset, params_file=params_file, settings=settings).settings
+
+
+@dataclass(frozen=True)
+class Request:
+    """A run that is asked for.
+
+    Attributes:
+        pipeline: its name.
+        preset: that its package brings along.
+        settings: all of them, checked.
+        arguments: of the KFP pipeline: the form.
+    """
+
+    pipeline: str
+    preset: str | None
+    settings: PreparePipeline
+    arguments: dict[str, Any]
+
+
+def request(
+    pipeline: str,
+    *,
+    preset: str | None = None,
+    params_file: Path | None = None,
+    settings: Sequence[str] = (),
+) -> Request:
+    """Return what is asked for, once checked.
 
     Args:
         pipeline: a name in :data:`progrpo.config.PIPELINES`.
         preset: a name in :func:`preset_names`.
         params_file: YAML or JSON file with a mapping of parameters.
-        settings: ``key=value`` texts; the key is dotted, the value is YAML.
+        settings: ``key=value`` texts; the key is a field of the form or a dotted path, the value is YAML.
 
     Raises:
         ConfigError: an unknown pipeline, preset or key, a value that is not allowed, an unreadable file.
     """
     check_name("pipeline", pipeline, PIPELINES)
-    model = PIPELINES[pipeline]
-    sources = [f"parameters of {pipeline}"]
-    values = defaults_of(pipeline)
-    if preset is not None:
-        values = merge(values, preset_parameters(preset, pipeline))
-        sources.append(f"preset {preset}")
+    sources = [f"parameters of {pipeline}", *([f"preset {preset}"] if preset else [])]
+    brought = {} if preset is None else preset_parameters(preset, pipeline)
+    values, given = merge(defaults_of(pipeline), brought), {}
     if params_file is not None:
-        values = merge(values, read_mapping(params_file))
+        given = settings_of(read_mapping(params_file))
+        values = _merged(values, given, str(params_file))
         sources.append(str(params_file))
     if settings:
-        values = merge(values, _parse_settings(settings, values))
+        said = _parse_settings(settings, values)
+        values, given = _merged(values, said, "--set"), merge(given, said)
         sources.append("--set")
     if preset is not None and (missing := required_fields(preset, pipeline) & _unset(pipeline, values)):
-        keys = " ".join(f"--set {form.PATHS[name]}=..." for name in sorted(missing))
+        keys = " ".join(f"--set {name}=..." for name in sorted(missing))
         raise ConfigError(f"preset {preset} is for a model and data of your own: give {keys}.")
-    return parse(model, values, source=", ".join(sources))
+    checked = parse(PIPELINES[pipeline], values, source=", ".join(sources))
+    arguments = {
+        **form_defaults(pipeline, preset),
+        **arguments_of(pipeline, given, checked.model_dump(mode="json", exclude_none=True)),
+    }
+    return Request(pipeline, preset, checked, arguments)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any], source: str) -> dict[str, Any]:
+    try:
+        return dict(merge(base, over))
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
 
 
 def _unset(pipeline: str, values: Mapping[str, Any]) -> set[str]:
-    return {name for name, value in form.form_of(pipeline, values).items() if value == ""}
-
-
-def arguments_of(parameters: PreparePipeline, *, preset: str | None = None) -> dict[str, Any]:
-    """Return the settings of a run as arguments of the KFP pipeline: the form's fields and ``overrides``.
-
-    Args:
-        parameters: the settings.
-        preset: that the pipeline was compiled with.
-    """
-    pipeline = next(name for name, model in PIPELINES.items() if type(parameters) is model)
-    return form.arguments_of(pipeline, parameters, {} if preset is None else preset_parameters(preset, pipeline))
+    return {name for name, value in form_of(pipeline, values).items() if value == ""}
 
 
 def form_defaults(pipeline: str, preset: str | None = None) -> dict[str, Any]:
     """Return the arguments that a compiled pipeline has as its defaults; what must be given is left out."""
     brought = {} if preset is None else preset_parameters(preset, pipeline)
     required = set() if preset is None else required_fields(preset, pipeline)
-    fields = form.form_of(pipeline, merge(defaults_of(pipeline), brought))
+    fields = form_of(pipeline, merge(defaults_of(pipeline), brought))
     return {**{name: value for name, value in fields.items() if name not in required}, "overrides": {}}
 
 
@@ -100,7 +136,7 @@ def preset_parameters(name: str, pipeline: str) -> dict[str, Any]:
 
 def required_fields(name: str, pipeline: str) -> set[str]:
     """Return the fields of the form that have no default in a preset."""
-    return set(form.REQUIRED[pipeline]) if _read_preset(name).get("own_inputs") else set()
+    return set(REQUIRED[pipeline]) if _read_preset(name).get("own_inputs") else set()
 
 
 @cache
@@ -141,45 +177,23 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return content
 
 
-def _parse_settings(settings: Sequence[str], base: Mapping[str, Any]) -> dict[str | int, Any]:
-    """Turn ``a.b=1`` texts into a nested mapping; a number in the path is a place in a list."""
-    result: dict[str | int, Any] = {}
+def _parse_settings(settings: Sequence[str], base: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``key=value`` texts say, by the form's names or dotted paths, shaped like the settings."""
+    given: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
-        path = key.strip().split(".")
-        if not equals or not all(path):
-            raise ConfigError(
-                f"--set {setting}: expected KEY=VALUE, such as train.steps=200 or arms.1.algorithm.alpha=2."
-            )
+        key = key.strip()
+        if not equals or not all(key.split(".")):
+            raise ConfigError(f"--set {setting}: expected KEY=VALUE, such as train_steps=200 or train.group_size=8.")
         try:
             value = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError) as error:
             raise ConfigError(f"--set {setting}: the value is not valid YAML: {error}") from None
-        node: dict[str | int, Any] = result
-        current: Any = base
-        for i in range(len(path)):
-            place = _place(setting, path[: i + 1], current)
-            current = current[place] if _has(current, place) else None
-            if i == len(path) - 1:
-                # --set experiment=2024 means the text, as the parameter is one.
-                node[place] = text if isinstance(current, str) and not isinstance(value, str) else value
-                break
-            node = node.setdefault(place, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"--set {setting}: {'.'.join(path[: i + 1])} was already set as a whole.")
-    return result
-
-
-def _has(container: Any, place: str | int) -> bool:
-    return place in container if isinstance(container, Mapping) else isinstance(container, list)
-
-
-def _place(setting: str, path: Sequence[str], container: Any) -> str | int:
-    if not isinstance(container, list):
-        return path[-1]
-    if not path[-1].isdecimal() or int(path[-1]) >= len(container):
-        raise ConfigError(
-            f"--set {setting}: {'.'.join(path[:-1])} is a list of {len(container)}; "
-            f"give a place from 0 to {len(container) - 1}, or the whole list, such as {'.'.join(path[:-1])}=[...]."
-        )
-    return int(path[-1])
+        path = PATHS.get(key, key).split(".")
+        for i in range(1, len(path)):
+            if isinstance(get_path(given, path[:i]), str | int | float):
+                raise ConfigError(f"--set {setting}: {'.'.join(path[:i])} was already set as a whole.")
+        if isinstance(get_path(base, path), str) and not isinstance(value, str):
+            value = text  # --set experiment=2024 means the text, as the parameter is one
+        given = merge(given, settings_of({key: value}))
+    return given

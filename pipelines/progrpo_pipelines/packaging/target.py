@@ -28,6 +28,7 @@ class Target:
         priority_class: Kueue's workload priority class; None: the queue's own.
         train_retries: times a failed training is tried again, which needs train.checkpointing.
         pipeline: which one; set where it is loaded.
+        trainjobs: whether Kubeflow Trainer is there, as a preset may ask; kfp.local has none.
     """
 
     backend: str = "2.17"
@@ -35,6 +36,7 @@ class Target:
     priority_class: str | None = None
     train_retries: int = 0
     pipeline: str = ""
+    trainjobs: bool = True
 
     def __post_init__(self) -> None:
         """Refuse an unknown backend."""

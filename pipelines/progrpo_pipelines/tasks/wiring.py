@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ from kfp import dsl
 
 from progrpo_components.evaluate.component import evaluate_checkpoint
 from progrpo_components.finish.component import finish
+from progrpo_components.form import docstring_of, signature_of
 from progrpo_components.import_checkpoint.component import import_checkpoint
 from progrpo_components.prepare_dataset.component import prepare_dataset
 from progrpo_components.validate_inputs.component import validate_inputs
@@ -17,8 +18,34 @@ from progrpo_pipelines.packaging.placement import place_on_cpu, place_on_gpu
 from progrpo_pipelines.packaging.target import Target
 
 Task = Any  # kfp.dsl.PipelineTask; a pipeline parameter is a channel while a pipeline is traced
+Form = dict[str, Any]  # parameters of a pipeline, by name
 
 MINUTE, HOUR = 60, 3600
+
+
+def pipeline(name: str, target: Target, *, title: str, description: str) -> Callable[[Callable[[Form], None]], Any]:
+    """Make a KFP pipeline, whose parameters are its form, of a function that takes the form.
+
+    Args:
+        name: of the pipeline.
+        target: what it is compiled for.
+        title: that Kubeflow shows.
+        description: likewise.
+    """
+
+    def decorate(body: Callable[[Form], None]) -> Any:
+        signature = signature_of(name)
+
+        def definition(*channels: Any) -> None:
+            body(dict(zip(signature.parameters, channels, strict=True)))
+
+        definition.__signature__ = signature  # type: ignore[attr-defined]  # what inspect.signature answers
+        definition.__name__, definition.__doc__ = body.__name__, docstring_of(name, body.__doc__ or "")
+        return dsl.pipeline(
+            name=name, display_name=title, description=description, pipeline_config=target.pipeline_config()
+        )(definition)
+
+    return decorate
 
 
 @contextmanager
@@ -31,7 +58,7 @@ def finished(pipeline: str, target: Target, experiment: Any) -> Iterator[None]:
         yield
 
 
-def validate(pipeline: str, preset: Mapping[str, Any], target: Target, **form: Any) -> Task:
+def validate(pipeline: str, preset: Mapping[str, Any], target: Target, form: Form) -> Task:
     """Resolve and check the form first; every other task gets its settings from here, and none starts before."""
     task = validate_inputs(pipeline=pipeline, preset=dict(preset), train_retries=target.train_retries, **form)
     task.set_display_name("Validate inputs").set_caching_options(False)

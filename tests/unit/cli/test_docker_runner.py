@@ -6,9 +6,10 @@ import pytest
 
 from progrpo.errors import ConfigError
 from progrpo_pipelines.cli import main
+from progrpo_pipelines.local import docker_runner
 from progrpo_pipelines.local.docker_runner import ContainerSettings, environment_of, inputs_of
 from progrpo_pipelines.local.progress import ProgressReader
-from progrpo_pipelines.local.running import _written_by, docker_runner
+from progrpo_pipelines.local.running import _written_by
 from progrpo_pipelines.local.tracking_server import artifacts_of, needs_server
 from progrpo_pipelines.packaging.presets import resolve
 
@@ -113,7 +114,7 @@ def test_network_without_containers_is_a_mistake(capsys):
 def test_a_database_that_containers_cannot_reach_is_refused(tmp_path, monkeypatch):
     from rich.console import Console
 
-    from progrpo_pipelines.local.running import running as local
+    from progrpo_pipelines.local import running as local
 
     environment = {"MLFLOW_TRACKING_URI": "postgresql://me:secret@db/mlflow", local.RUN_ID_VARIABLE: "r"}
     with pytest.raises(ConfigError, match="over HTTP") as caught:
