@@ -50,8 +50,8 @@ def compile_pipeline(
     """
     package = name if preset is None else f"{name}-{preset}"
     path = output / f"{package}.yaml"
-    make_directory(output, name=f"--output {output}")
     pipeline = load_pipeline(name, preset, target)
+    make_directory(output, name=f"--output {output}")
 
     from kfp import compiler
 

@@ -80,7 +80,7 @@ def test_one_message_and_exit_code_2(arguments, expected, capsys, tmp_path, monk
         (b"\xff\xfe\xff", "not valid YAML or JSON"),
         (b"1: 2\n", "must hold a mapping of names"),
         (b"experiment: 2026-02-30\n", "day is out of range"),
-        (b"arms: {7: {name: x}}\n", "arms: "),  # no such place in the list
+        (b"arms: {7: {name: x}}\n", "arms.7: arms is a list of 2"),  # no such place in the list
     ],
 )
 def test_unusable_params_file(content, expected, capsys, tmp_path):
