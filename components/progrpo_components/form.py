@@ -77,8 +77,8 @@ def defaults_of(pipeline: str) -> dict[str, Any]:
 
 def form_of(pipeline: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that say ``values``, the settings of ``pipeline``; an absent text is empty."""
-    fields = {name: _get(values, PATHS[name]) for name in FIELDS[pipeline]}
-    if _get(values, "dataset.source.type") == "countdown":
+    fields = {name: read_path(values, PATHS[name]) for name in FIELDS[pipeline]}
+    if read_path(values, "dataset.source.type") == "countdown":
         fields["dataset_task"] = "countdown"
     return {name: "" if value is None else value for name, value in sorted(fields.items())}
 
@@ -93,7 +93,7 @@ def arguments_of(pipeline: str, settings: PreparePipeline, preset: Mapping[str, 
     """
     target = settings.model_dump(mode="json", exclude_none=True)
     form = form_of(pipeline, target)
-    base = merge(merge(defaults_of(pipeline), preset), _settings_of(form))
+    base = merge(merge(defaults_of(pipeline), preset), settings_of(form))
     with suppress(ValidationError):  # then overrides spell out some defaults
         base = PIPELINES[pipeline].model_validate(base).model_dump(mode="json", exclude_none=True)
     return {**form, "overrides": difference(base, target)}
@@ -123,7 +123,7 @@ def read_form(pipeline: str, form: Mapping[str, Any], preset: Mapping[str, Any])
         raise ConfigError("overrides.experiment: that is the parameter experiment; give it there.")
     base = merge(defaults_of(pipeline), preset)
     _check_dataset(given, merge(base, overrides))
-    said = _settings_of(given)
+    said = settings_of(given)
     settings = merge(merge(base, said), overrides)
     _check_said_once(given, said, settings)
     return parse(PIPELINES[pipeline], settings, source=f"parameters of the {pipeline} pipeline")
@@ -132,7 +132,7 @@ def read_form(pipeline: str, form: Mapping[str, Any], preset: Mapping[str, Any])
 _EXAMPLE = '{"train": {"group_size": 8}}'
 
 
-def _settings_of(form: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(form: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the fields that are given say, shaped like the settings."""
     settings: dict[str, Any] = {}
     given = {name: value for name, value in form.items() if value != ""}
@@ -169,7 +169,7 @@ def _check_dataset(given: Mapping[str, Any], settings: Mapping[str, Any]) -> Non
 def _check_said_once(given: Mapping[str, Any], said: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Refuse a setting that a field says and ``overrides`` says otherwise."""
     for name in sorted(given):
-        wanted, found = _get(said, PATHS[name]), _get(settings, PATHS[name])
+        wanted, found = read_path(said, PATHS[name]), read_path(settings, PATHS[name])
         if wanted is not None and found != wanted:
             raise ConfigError(
                 f"{name} is {wanted!r}, but overrides makes {PATHS[name]} {found!r}. What has a parameter of its own "
@@ -177,7 +177,8 @@ def _check_said_once(given: Mapping[str, Any], said: Mapping[str, Any], settings
             )
 
 
-def _get(values: Any, path: str) -> Any:
+def read_path(values: Any, path: str) -> Any:
+    """Return what stands at a dotted path; None if nothing does."""
     for key in path.split("."):
         values = values.get(key) if isinstance(values, Mapping) else None
     return values

@@ -45,7 +45,7 @@ def resolve(
         pipeline: a name in :data:`progrpo.config.PIPELINES`.
         preset: a name in :func:`preset_names`.
         params_file: YAML or JSON file with a mapping of parameters.
-        settings: ``key=value`` texts; the key is dotted, the value is YAML.
+        settings: ``key=value`` texts; the key is a field of the form or a dotted setting, the value is YAML.
 
     Raises:
         ConfigError: an unknown pipeline, preset or key, a value that is not allowed, an unreadable file.
@@ -58,15 +58,43 @@ def resolve(
         values = merge(values, preset_parameters(preset, pipeline))
         sources.append(f"preset {preset}")
     if params_file is not None:
-        values = merge(values, read_mapping(params_file))
+        values = _over(pipeline, values, read_mapping(params_file), source=str(params_file))
         sources.append(str(params_file))
     if settings:
-        values = merge(values, _parse_settings(settings, values))
+        base = {**form.form_of(pipeline, values), **values}
+        values = _over(pipeline, values, _parse_settings(settings, base), source="--set")
         sources.append("--set")
     if preset is not None and (missing := required_fields(preset, pipeline) & _unset(pipeline, values)):
-        keys = " ".join(f"--set {form.PATHS[name]}=..." for name in sorted(missing))
+        keys = " ".join(f"--set {name}=..." for name in sorted(missing))
         raise ConfigError(f"preset {preset} is for a model and data of your own: give {keys}.")
     return parse(model, values, source=", ".join(sources))
+
+
+def _over(pipeline: str, values: Mapping[str, Any], given: Mapping[Any, Any], *, source: str) -> dict[str, Any]:
+    """Return ``values`` with those given over them; top-level names are settings' or the form's.
+
+    Raises:
+        ConfigError: a name that is neither; a setting under both its names.
+    """
+    fields, known = form.FIELDS[pipeline], PIPELINES[pipeline].model_fields
+    for name in given:
+        if name not in known and name not in fields:
+            names = [*fields, *(form.PATHS[field] for field in fields), *known]
+            close = [f"{other} ({form.PATHS[other]})" if other in form.PATHS else other
+                     for other in difflib.get_close_matches(str(name), names, n=1)]  # fmt: skip
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise ConfigError(
+                f"{source}: {pipeline} has no {name!r}. Fields of the form: {', '.join(sorted(fields))}. "
+                f"Settings, with dots below: {', '.join(sorted(known))}.{hint}"
+            )
+    said = {name: value for name, value in given.items() if name in fields and (name not in known or name == "arms")}
+    rest = {name: value for name, value in given.items() if name not in said}
+    for name in said:
+        if form.read_path(rest, form.PATHS[name]) is not None:
+            raise ConfigError(f"{source}: {name} is the form's name of {form.PATHS[name]}: give one of them.")
+    if "dataset_task" in said and not said.keys() & {"dataset_train_uri", "dataset_eval_uri"}:  # of the file there is
+        rest = merge({"dataset": {"source": {"task": said["dataset_task"]}}}, rest)
+    return merge(merge(values, form.settings_of(said)), rest)
 
 
 def _unset(pipeline: str, values: Mapping[str, Any]) -> set[str]:
