@@ -6,7 +6,7 @@ every filter and query parameter must be one that the generated client knows; an
 in ``problems``. Rules of the server that a client can trip over are kept, each with the place in Kubeflow Pipelines 2.17.0
 (backend/src) that it was read from:
 
-- A run that is terminated is CANCELING and then FAILED; Argo has no word for it, so that CANCELED never comes
+- A run that is terminated is CANCELING and then FAILED; Argo has no word for it, so CANCELED never comes
   (ReportWorkflowResource in apiserver/resource/resource_manager.go; IsTerminating in common/util/workflow.go). A run that
   is ending or has ended cannot be terminated (TerminateRun in apiserver/storage/run_store.go).
 - Neither a run nor a task that failed has an error text (toApiRun and toApiPipelineTaskDetail in

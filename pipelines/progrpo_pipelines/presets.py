@@ -58,12 +58,12 @@ def resolve(
         values = merge(values, preset_parameters(preset, pipeline))
         sources.append(f"preset {preset}")
     if params_file is not None:
-        values = _over(pipeline, values, read_mapping(params_file), source=str(params_file))
         sources.append(str(params_file))
+        values = _over(pipeline, values, read_mapping(params_file), source=", ".join(sources))
     if settings:
         base = {**form.form_of(pipeline, values), **values}
-        values = _over(pipeline, values, _parse_settings(settings, base), source="--set")
         sources.append("--set")
+        values = _over(pipeline, values, _parse_settings(settings, base), source=", ".join(sources))
     if preset is not None and (missing := required_fields(preset, pipeline) & _unset(pipeline, values)):
         keys = " ".join(f"--set {name}=..." for name in sorted(missing))
         raise ConfigError(f"preset {preset} is for a model and data of your own: give {keys}.")
@@ -94,7 +94,8 @@ def _over(pipeline: str, values: Mapping[str, Any], given: Mapping[Any, Any], *,
             raise ConfigError(f"{source}: {name} is the form's name of {form.PATHS[name]}: give one of them.")
     if "dataset_task" in said and not said.keys() & {"dataset_train_uri", "dataset_eval_uri"}:  # of the file there is
         rest = merge({"dataset": {"source": {"task": said["dataset_task"]}}}, rest)
-    return merge(merge(values, form.settings_of(said)), rest)
+    merged: dict[str, Any] = merge(merge(values, form.settings_of(said)), rest)
+    return merged
 
 
 def _unset(pipeline: str, values: Mapping[str, Any]) -> set[str]:

@@ -275,6 +275,7 @@ def _server_message(body: Any) -> str:
 
 
 def one_line(text: Any) -> str:
+    """Return ``text`` on one line, of 500 characters at most."""
     line = re.sub(r"\s+", " ", str(text)).strip().rstrip(".")
     return line if len(line) <= _LINE_LENGTH else f"{line[:_LINE_LENGTH]}..."
 

@@ -65,5 +65,5 @@ def _read(
                     body = client.get_object(Bucket=bucket, Key=item["Key"], **end)["Body"].read()
                     texts.append((item["LastModified"], body.decode("utf-8", "replace")))
     except ProGRPOError as error:
-        notify(f"{artifact} of the run cannot be read: {error}")
+        notify(f"the run's own {artifact} is left out: {error}")
     return [text for _, text in sorted(texts, key=lambda text: text[0], reverse=True)]

@@ -60,7 +60,8 @@ def last_error(text: str) -> str | None:
 def executor_output(text: str) -> dict[str, Any]:
     """Return what the launcher says that the task has put out; empty where the log does not hold it.
 
-    It is logged as JSON (``getExecutorOutputFile`` in KFP's ``launcher_v2.go``, 2.17.0), after all the task itself wrote.
+    It is logged as JSON (``getExecutorOutputFile`` in KFP's ``launcher_v2.go``, 2.17.0), after all that the task
+    wrote.
     """
     _, found, rest = text.rpartition(_OUTPUT)
     try:

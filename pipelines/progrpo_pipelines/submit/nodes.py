@@ -2,8 +2,8 @@
 
 It shows every node's display name, and of the ids only those of its children (``toModelTask`` in the API server's
 ``api_converter.go``, 2.17.0; it calls them pod names). Argo's id of a node is the workflow's name and the 32-bit FNV-1a
-hash of the node's full name (``NodeID`` in its ``workflow_types.go``), and that is the full name of the DAG around it, a
-dot, and the display name. So a name can be tried, and the hash says whether it is one.
+hash of the node's full name (``NodeID`` in its ``workflow_types.go``), and that is the full name of the DAG around it,
+a dot, and the display name. So a name can be tried, and the hash says whether it is one.
 """
 
 from __future__ import annotations
