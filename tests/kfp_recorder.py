@@ -3,12 +3,12 @@
 What makes it worth testing against: every request body must be exactly what a model of kfp_server_api holds (the real
 server refuses unknown fields: CustomMarshaler in its common/utils.go), every pipeline must be accepted by kfp's protos,
 every filter and query parameter must be one that the generated client knows; anything else is answered by 400 and kept
-in ``problems``. Rules of the server that a client can trip over are kept, each with the place in Kubeflow Pipelines 2.17.0
-(backend/src) that it was read from:
+in ``problems``. Rules of the server that a client can trip over are kept, each with the place in Kubeflow Pipelines
+2.17.0 (backend/src) that it was read from:
 
 - A run that is terminated is CANCELING and then FAILED; Argo has no word for it, so CANCELED never comes
-  (ReportWorkflowResource in apiserver/resource/resource_manager.go; IsTerminating in common/util/workflow.go). A run that
-  is ending or has ended cannot be terminated (TerminateRun in apiserver/storage/run_store.go).
+  (ReportWorkflowResource in apiserver/resource/resource_manager.go; IsTerminating in common/util/workflow.go). A run
+  that is ending or has ended cannot be terminated (TerminateRun in apiserver/storage/run_store.go).
 - Neither a run nor a task that failed has an error text (toApiRun and toApiPipelineTaskDetail in
   apiserver/server/api_converter.go).
 - Task details are all the nodes of the Argo workflow, with display names, without ids; child_tasks hold the ids of the
@@ -42,8 +42,9 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from kfp_workflow import task_details
+
 API = "/apis/v2beta1"
-_NEVER = "0001-01-01T00:00:00Z"  # Go's zero time
 _QUERIES = {
     "experiments": {"page_token", "page_size", "sort_by", "filter", "namespace"},
     "runs": {"page_token", "page_size", "sort_by", "filter", "namespace", "experiment_id"},
@@ -96,8 +97,8 @@ class Recorder:
     Attributes:
         states: what a run goes through, one state for every look at it; the last one stays.
         failing: task that fails where a run becomes FAILED.
-        tag_name: version the server says it is; "unknown" without its variable TAG_NAME (newHealthzResponse in main.go).
-        has_plugins: whether it knows plugins_input; unknown fields are refused (CustomMarshaler in common/utils.go).
+        tag_name: version the server says it is; "unknown" without its variable TAG_NAME (newHealthzResponse, main.go).
+        has_plugins: whether it knows plugins_input; unknown fields are refused (CustomMarshaler in utils.go).
         multi_user: whether namespaces matter.
         token: bearer token that is asked for.
         cookie: session cookie that is asked for; without it, one is sent to a login page.
@@ -221,93 +222,10 @@ class Recorder:
             run["state_history"].append({"update_time": self.now().isoformat(), "state": run["state"]})
         shown = _public(run)
         if run["state"] in ("RUNNING", "CANCELING", "SUCCEEDED", "FAILED"):
-            shown["run_details"] = {"task_details": self._nodes(run)}
+            shown["run_details"] = {"task_details": task_details(run, self, self.nodes.setdefault(run["run_id"], {}))}
         if self.plugins_output:
             shown["plugins_output"] = self.plugins_output
         return shown
-
-    def _nodes(self, run: dict[str, Any]) -> list[dict[str, Any]]:
-        """Nodes as Argo has them for KFP's workflows (addContainerExecutorTemplate, iterationItemTask, dagTask)."""
-        document = run["pipeline_spec"]
-        spec = document.get("pipeline_spec", document)
-        platform = document.get("platform_spec", {}).get("platforms", {}).get("kubernetes", {})
-        executors = platform.get("deploymentSpec", {}).get("executors", {})
-        workflow = spec["pipelineInfo"]["name"] + "-x7f2k"
-        nodes: list[tuple[str, list[str], str | None]] = []  # full name, names of what follows, task if it is one
-
-        def add(name: str, after: list[str], task: str | None = None) -> None:
-            nodes.append((name, after, task))
-
-        def inside(around: str, dag: dict[str, Any], place: int | None) -> list[str]:
-            """Add the tasks of a DAG; return those that it begins with."""
-            first = []
-            for name, task in dag["dag"]["tasks"].items():
-                component, full = spec["components"][task["componentRef"]["name"]], f"{around}.{name}"
-                if "parameterIterator" in task:
-                    items = [f"{full}.iteration-iterations({i}:{i})" for i in range(self.iterations)]
-                    first.append(full)
-                    add(full, [f"{full}.iteration-driver"])
-                    add(f"{full}.iteration-driver", [f"{full}.iteration-iterations"])
-                    add(f"{full}.iteration-iterations", items)
-                    for i, item in enumerate(items):
-                        add(item, [f"{item}.iteration-item-driver"])
-                        add(f"{item}.iteration-item-driver", [f"{item}.iteration-item"])
-                        add(f"{item}.iteration-item", inside(f"{item}.iteration-item", component, i))
-                    continue
-                first.append(f"{full}-driver")
-                add(f"{full}-driver", [full])
-                if "dag" in component:
-                    add(full, inside(full, component, place))
-                    continue
-                add(full, [f"{full}.executor"], name)
-                tries = [f"{full}.executor({i})" for i in range(self.attempts)] if "retryPolicy" in task else []
-                add(f"{full}.executor", tries)
-                for attempt in tries:
-                    add(attempt, [])
-                metadata = executors.get(component["executorLabel"], {}).get("podMetadata")
-                prefix = "" if metadata is None else (
-                    f"metadata-{len(metadata.get('annotations', {}))}-{len(metadata.get('labels', {}))}-"
-                )  # fmt: skip
-                template = f"{prefix}{'retry-' if tries else ''}system-container-impl"
-                log = name if place is None else f"{name}({place})"
-                pod = (tries or [f"{full}.executor"])[-1]
-                logs[_node_id(workflow, pod)] = log
-                logs[_node_id(workflow, pod).replace(workflow, f"{workflow}-{template}")] = log
-            return first
-
-        logs = self.nodes.setdefault(run["run_id"], {})
-        add(workflow, [f"{workflow}.root-driver"])
-        add(f"{workflow}.root-driver", [f"{workflow}.root"])
-        add(f"{workflow}.root", inside(f"{workflow}.root", spec["root"], None))
-        finished = run["state"] in ("SUCCEEDED", "FAILED")
-        details = []
-        for i, (name, after, task) in enumerate(nodes):
-            started = self.now() + timedelta(seconds=i)
-            state = "SUCCEEDED" if finished or name.endswith("-driver") else "RUNNING"
-            if run["state"] == "FAILED" and task is not None and task == self.failing:
-                state = "FAILED"
-            ended = started + timedelta(seconds=90)
-            details.append(
-                {
-                    "run_id": run["run_id"],
-                    "task_id": str(uuid.uuid4()),
-                    "display_name": name.rpartition(".")[2],
-                    "create_time": started.isoformat(),
-                    "start_time": started.isoformat(),
-                    "end_time": ended.isoformat() if state in ("SUCCEEDED", "FAILED") else _NEVER,
-                    "state": state,
-                    "child_tasks": [{"pod_name": _node_id(workflow, child)} for child in after],
-                }
-            )
-        return sorted(details, key=lambda detail: detail["task_id"])  # in no order that means anything
-
-
-def _node_id(workflow: str, name: str) -> str:
-    """NodeID of Argo Workflows 4.0.5 (pkg/apis/workflow/v1alpha1/workflow_types.go): FNV-1a, 32 bits."""
-    value = 2166136261
-    for byte in name.encode():
-        value = (value ^ byte) * 16777619 % 2**32
-    return workflow if name == workflow else f"{workflow}-{value}"
 
 
 def _public(run: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from kfp_recorder import Fault
 from progrpo_pipelines.submit.logs import executor_output, last_error, without_secrets
@@ -102,11 +103,9 @@ def test_log_of_a_task_in_a_loop_is_its_own(recorder, submit):
 
 
 def test_log_of_a_task_that_was_tried_again_is_the_last_ones(recorder, submit, package_path, tmp_path):
-    path = tmp_path / "evaluate.yaml"
-    text = Path(package_path).read_text()
-    retried = "          evaluate:\n" if "          evaluate:\n" in text else "      evaluate:\n"
-    path.write_text(text.replace(retried, f"{retried}{' ' * (len(retried) - len(retried.lstrip()) + 2)}retryPolicy:\n"
-                                 f"{' ' * (len(retried) - len(retried.lstrip()) + 4)}maxRetryCount: 2\n", 1))  # fmt: skip
+    path, spec = tmp_path / "evaluate.yaml", yaml.safe_load(Path(package_path).read_text())
+    spec["root"]["dag"]["tasks"]["evaluate"]["retryPolicy"] = {"maxRetryCount": 2}
+    path.write_text(yaml.safe_dump(spec))
     recorder.attempts, recorder.has_archive = 3, False
     recorder.states, recorder.failing, recorder.logs = ["FAILED"], "evaluate", {"evaluate": FAILED}
     assert "Evaluate: ConfigError" in submit(package=str(path)).err
