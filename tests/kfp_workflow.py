@@ -18,7 +18,7 @@ def node_id(workflow: str, name: str) -> str:
 
 
 def task_details(run: dict[str, Any], recorder: Any, logs: dict[str, str]) -> list[dict[str, Any]]:
-    """Return nodes as Argo has them (addContainerExecutorTemplate, iterationItemTask in KFP's v2/compiler/argocompiler).
+    """Return nodes as Argo has them (addContainerExecutorTemplate, iterationItemTask in KFP's argocompiler).
 
     Args:
         run: of the recorder.

@@ -18,9 +18,7 @@ def test_every_preset_fits_every_pipeline(pipeline, preset):
     parameters = resolve(pipeline, preset=preset, settings=OWN_INPUTS if own else [])
     if own:
         assert parameters.checkpoint.uri == "/models/mine"
-        with pytest.raises(
-            ConfigError, match=rf"preset {preset} is for a model and data of your own.*checkpoint_uri="
-        ):
+        with pytest.raises(ConfigError, match=rf"preset {preset} is for a model and data of your own.*checkpoint_uri="):
             resolve(pipeline, preset=preset)
 
 
