@@ -3,7 +3,21 @@
 What makes it worth testing against: every request body must be exactly what a model of kfp_server_api holds (the real
 server refuses unknown fields: CustomMarshaler in its common/utils.go), every pipeline must be accepted by kfp's protos,
 every filter and query parameter must be one that the generated client knows; anything else is answered by 400 and kept
-in ``problems``. Task details look like what the server makes of an Argo workflow (NodeStatuses in its workflow.go).
+in ``problems``. Rules of the server that a client can trip over are kept, each with the place in Kubeflow Pipelines
+2.17.0 (backend/src) that it was read from:
+
+- A run that is terminated is CANCELING and then FAILED; Argo has no word for it, so CANCELED never comes
+  (ReportWorkflowResource in apiserver/resource/resource_manager.go; IsTerminating in common/util/workflow.go). A run
+  that is ending or has ended cannot be terminated (TerminateRun in apiserver/storage/run_store.go).
+- Neither a run nor a task that failed has an error text (toApiRun and toApiPipelineTaskDetail in
+  apiserver/server/api_converter.go).
+- Task details are all the nodes of the Argo workflow, with display names, without ids; child_tasks hold the ids of the
+  nodes that follow, called pod_name (NodeStatuses in common/util/workflow.go, toModelTask in api_converter.go), though
+  pods have other names (RetrievePodName in workflow.go).
+- A log is looked for after 200 was answered; an error is JSON at its end (apiserver/server/run_log_server.go). A pod's
+  name finds the pod, a node's id only the archive, which there is once the pod has ended (ReadLog in
+  resource_manager.go, GetLogObjectKey in apiserver/archive/log.go).
+- Rights are asked for as in ``_RIGHTS``.
 """
 
 from __future__ import annotations
@@ -28,8 +42,9 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from kfp_workflow import task_details
+
 API = "/apis/v2beta1"
-_NEVER = "0001-01-01T00:00:00Z"  # Go's zero time
 _QUERIES = {
     "experiments": {"page_token", "page_size", "sort_by", "filter", "namespace"},
     "runs": {"page_token", "page_size", "sort_by", "filter", "namespace", "experiment_id"},
@@ -71,9 +86,9 @@ class Request:
 class Refused(Exception):  # noqa: N818
     """What the server answers instead."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, *, is_problem: bool = True) -> None:
         super().__init__(message)
-        self.status, self.message = status, message
+        self.status, self.message, self.is_problem = status, message, is_problem and status == 400
 
 
 class Recorder:
@@ -82,12 +97,20 @@ class Recorder:
     Attributes:
         states: what a run goes through, one state for every look at it; the last one stays.
         failing: task that fails where a run becomes FAILED.
-        tag_name: version the server says it is.
+        tag_name: version the server says it is; "unknown" without its variable TAG_NAME (newHealthzResponse, main.go).
+        has_plugins: whether it knows plugins_input; unknown fields are refused (CustomMarshaler in utils.go).
         multi_user: whether namespaces matter.
         token: bearer token that is asked for.
         cookie: session cookie that is asked for; without it, one is sent to a login page.
         clock_offset: how far the server's clock is ahead.
         plugins_output: what a plugin leaves with every run.
+        iterations: of every loop.
+        logs: of tasks by their name, in a loop with the iteration: ``train(1)``.
+        has_pods: whether pods are still there.
+        has_archive: whether Argo keeps logs (archiveLogs, which Kubeflow's own installation sets).
+        attempts: of a task with a retry policy.
+        asked: the rights that requests needed, (resource, verb).
+        rights: those that the user has where Kubeflow has several; None: all.
     """
 
     def __init__(self, server: ThreadingHTTPServer) -> None:
@@ -95,7 +118,13 @@ class Recorder:
         self.url = f"http://127.0.0.1:{server.server_address[1]}"
         self.states = ["PENDING", "RUNNING", "SUCCEEDED"]
         self.failing: str | None = None
-        self.tag_name, self.multi_user = "2.17.0", False
+        self.iterations, self.attempts = 2, 1
+        self.logs: dict[str, str] = {}
+        self.has_pods = self.has_archive = True
+        self.nodes: dict[str, dict[str, str]] = {}
+        self.asked: set[tuple[str, str]] = set()
+        self.rights: set[tuple[str, str]] | None = None
+        self.tag_name, self.has_plugins, self.multi_user = "2.17.0", True, False
         self.token: str | None = None
         self.cookie: str | None = None
         self.forbidden_namespace: str | None = None
@@ -150,6 +179,15 @@ class Recorder:
             raise Refused(400, f"not a pipeline: {error}") from None
         return str(parsed.pipeline_info.name)
 
+    def check_right(self, resource: str, verb: str) -> None:
+        """Ask for a right as the server does where Kubeflow has several users."""
+        if not self.multi_user:
+            return
+        self.asked.add((resource, verb))
+        if self.rights is not None and (resource, verb) not in self.rights:
+            raise Refused(403, f"User is not authorized with reason: (group=pipelines.kubeflow.org, verb={verb}, "
+                               f"resource={resource})")  # fmt: skip
+
     def select(self, kind: str, rows: list[dict[str, Any]], query: dict[str, str]) -> list[dict[str, Any]]:
         """Apply filter and namespace of a list request."""
         if unknown := set(query) - _QUERIES[kind]:
@@ -173,56 +211,25 @@ class Recorder:
         return rows
 
     def seen_run(self, run: dict[str, Any]) -> dict[str, Any]:
-        """Return a run as it is at this look."""
+        """Return a run as it is at this look, and keep its state in its history."""
         look = self.looks[run["run_id"]]
         self.looks[run["run_id"]] += 1
-        if "ended" not in run:
+        if "ending" in run:
+            run["state"] = run["ending"].pop(0) if len(run["ending"]) > 1 else run["ending"][0]
+        else:
             run["state"] = self.states[min(look, len(self.states) - 1)]
-        shown = {key: value for key, value in run.items() if key != "ended"}
-        if run["state"] in ("RUNNING", "SUCCEEDED", "FAILED"):
-            shown["run_details"] = {"task_details": self._nodes(run)}
-        if run["state"] == "FAILED":
-            shown["error"] = {"code": 13, "message": "the workflow failed"}
+        if run["state_history"][-1]["state"] != run["state"]:
+            run["state_history"].append({"update_time": self.now().isoformat(), "state": run["state"]})
+        shown = _public(run)
+        if run["state"] in ("RUNNING", "CANCELING", "SUCCEEDED", "FAILED"):
+            shown["run_details"] = {"task_details": task_details(run, self, self.nodes.setdefault(run["run_id"], {}))}
         if self.plugins_output:
             shown["plugins_output"] = self.plugins_output
         return shown
 
-    def _nodes(self, run: dict[str, Any]) -> list[dict[str, Any]]:
-        """Nodes as an Argo workflow has them: the workflow, the root DAG, drivers, tasks and their pods."""
-        spec = run["pipeline_spec"].get("pipeline_spec", run["pipeline_spec"])
-        tasks, components = [], spec["components"]
 
-        def walk(dag: dict[str, Any], times: int) -> None:
-            for name, task in dag["dag"]["tasks"].items():
-                component = components[task["componentRef"]["name"]]
-                tasks.extend([name] * times)
-                if "dag" in component:
-                    walk(component, 2 * times if "parameterIterator" in task else times)
-
-        walk(spec["root"], 1)
-        finished = run["state"] in ("SUCCEEDED", "FAILED")
-        names = [spec["pipelineInfo"]["name"] + "-x7f2k", "root", "root-driver"]
-        names += [name + suffix for name in tasks for suffix in ("-driver", "", "/executor")]
-        nodes = []
-        for i, name in enumerate(names):
-            started = self.now() + timedelta(seconds=i)
-            state = "SUCCEEDED" if finished or name.endswith("-driver") else "RUNNING"
-            if run["state"] == "FAILED" and name == self.failing:
-                state = "FAILED"
-            ended = started + timedelta(seconds=90)
-            nodes.append(
-                {
-                    "run_id": run["run_id"],
-                    "task_id": str(uuid.uuid4()),
-                    "display_name": "executor" if name.endswith("/executor") else name,
-                    "create_time": started.isoformat(),
-                    "start_time": started.isoformat(),
-                    "end_time": ended.isoformat() if state in ("SUCCEEDED", "FAILED") else _NEVER,
-                    "state": state,
-                    "child_tasks": [{"pod_name": f"pod-of-{name}"}] if name in tasks else [],
-                }
-            )
-        return nodes
+def _public(run: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in run.items() if key != "ending"}
 
 
 _PREDICATE = {"operation", "key", "stringValue", "string_value"}
@@ -272,13 +279,16 @@ class _Handler(BaseHTTPRequestHandler):
                 self._authenticate(request)
                 answer = self._route(request)
             except Refused as refused:
-                if refused.status == 400:
+                if refused.is_problem:
                     recorder.problems.append(refused.message)
                 content = json.dumps({"error": refused.message, "code": 3, "message": refused.message})
                 self._answer(refused.status, content, {"Location": refused.message} if refused.status == 302 else {})
                 return
             if fault is not None and fault.cut == "after":
                 self._cut()
+                return
+            if isinstance(answer, str):  # the type is what Go makes of the text
+                self._answer(200, answer, {"Content-Type": "text/plain; charset=utf-8"})
                 return
             self._answer(200, json.dumps(answer), {})
 
@@ -307,10 +317,11 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(403, "User is not authorized to this namespace")
 
     def _route(self, request: Request) -> Any:
-        path = request.path.removeprefix(API)
-        key = f"{request.method} {path}"
+        key = f"{request.method} {request.path.removeprefix(API)}"
         for pattern, answer in _ROUTES.items():
             if match := re.fullmatch(pattern, key):
+                if (right := _RIGHTS.get(pattern)) is not None:
+                    self.recorder.check_right(*right)
                 return answer(self.recorder, request, *match.groups())
         raise Refused(404, "Not Found")
 
@@ -322,8 +333,7 @@ def _health(recorder: Recorder, request: Request) -> Any:
 def _page(name: str, rows: list[dict[str, Any]], query: dict[str, str]) -> Any:
     start, size = int(query.get("page_token") or 0), int(query.get("page_size") or 10)
     rest = {"next_page_token": str(start + size)} if start + size < len(rows) else {}
-    shown = [{key: value for key, value in row.items() if key != "ended"} for row in rows[start : start + size]]
-    return {name: shown, "total_size": len(rows)} | rest
+    return {name: [_public(row) for row in rows[start : start + size]], "total_size": len(rows)} | rest
 
 
 def _list_experiments(recorder: Recorder, request: Request) -> Any:
@@ -360,8 +370,8 @@ def _list_runs(recorder: Recorder, request: Request) -> Any:
 
 def _create_run(recorder: Recorder, request: Request) -> Any:
     body = recorder.check(request.body, "V2beta1Run")
-    if "plugins_input" in body and recorder.tag_name < "2.17":
-        raise Refused(400, 'proto: unknown field "plugins_input"')
+    if "plugins_input" in body and not recorder.has_plugins:
+        raise Refused(400, 'proto: (line 1:2): unknown field "plugins_input"', is_problem=False)
     if body.get("experiment_id") not in recorder.experiments or not body.get("display_name"):
         raise Refused(400, "a run needs an experiment and a name")
     if ("pipeline_spec" in body) == ("pipeline_version_reference" in body):
@@ -375,6 +385,7 @@ def _create_run(recorder: Recorder, request: Request) -> Any:
     made = body | {
         "run_id": run_id, "created_at": recorder.now().isoformat(), "state": "PENDING",
         "storage_state": "AVAILABLE", "pipeline_spec": document,
+        "state_history": [{"update_time": recorder.now().isoformat(), "state": "PENDING"}],
     }  # fmt: skip
     recorder.runs[run_id], recorder.looks[run_id] = made, 0
     return made
@@ -387,8 +398,21 @@ def _get_run(recorder: Recorder, request: Request, run_id: str) -> Any:
 
 
 def _terminate_run(recorder: Recorder, request: Request, run_id: str) -> Any:
-    recorder.runs[run_id] |= {"state": "CANCELED", "ended": True}
+    run = recorder.runs[run_id]
+    if run["state"] not in ("PAUSED", "PENDING", "RUNNING", "RUNTIME_STATE_UNSPECIFIED"):
+        raise Refused(400, f"Failed to terminate a run {run_id}. Row not found", is_problem=False)
+    run |= {"state": "CANCELING", "ending": ["CANCELING", "FAILED"]}  # not in the history, until it is reported
     return {}
+
+
+def _read_log(recorder: Recorder, request: Request, run_id: str, node: str) -> str:
+    name = recorder.nodes.get(run_id, {}).get(node)
+    has_pod = recorder.has_pods and "system-container-impl" in node
+    archived = recorder.has_archive and recorder.runs.get(run_id, {}).get("state") in ("SUCCEEDED", "FAILED")
+    if name in recorder.logs and (has_pod or archived):
+        return recorder.logs[name]
+    said = f"Failed to read logs for run {run_id}: pods {node!r} not found"
+    return json.dumps({"error_message": said, "error_details": said}, separators=(",", ":"))
 
 
 def _list_pipelines(recorder: Recorder, request: Request) -> Any:
@@ -447,6 +471,24 @@ _ROUTES = {
     "POST /pipelines": _create_pipeline,
     "GET /pipelines/([^/:]+)/versions": _list_versions,
     "POST /pipelines/upload_version": _upload_version,
+    "GET /apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log": _read_log,
+}
+
+_RIGHTS = {  # group pipelines.kubeflow.org, version v1beta1 (common/const.go); ReadRunLogV1 asks for none
+    "GET /experiments": ("experiments", "list"),  # listExperiments in server/experiment_server.go
+    "POST /experiments": ("experiments", "create"),  # createExperiment
+    "GET /runs": ("runs", "list"),  # listRuns in server/run_server.go
+    "POST /runs": ("runs", "create"),  # createRun
+    "GET /runs/([^/:]+)": ("runs", "get"),  # getRun
+    "POST /runs/([^/:]+):terminate": ("runs", "terminate"),  # terminateRun
+    "GET /pipelines": ("pipelines", "list"),  # listPipelines in server/pipeline_server.go
+    "POST /pipelines": ("pipelines", "create"),  # createPipeline
+    # versions are pipelines to it: canAccessPipelineVersion calls canAccessPipeline
+    "GET /pipelines/([^/:]+)/versions": ("pipelines", "list"),  # listPipelineVersions
+    "POST /pipelines/upload_version": (
+        "pipelines",
+        "create",
+    ),  # uploadPipelineVersion in server/pipeline_upload_server.go
 }
 
 

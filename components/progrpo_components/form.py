@@ -185,13 +185,19 @@ def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         given: values by the form's names, by dotted paths (``train.steps``) or by section (``train: {steps: 9}``); of
             the form, an empty text is absent.
+
+    Raises:
+        ConfigError: a setting by two of its names.
     """
     settings: dict[str, Any] = {}
     given = {key: value for key, value in given.items() if not (key in PATHS and value == "")}
-    for key, value in given.items():
+    for key in sorted(given, key=lambda key: key in PATHS):
+        path, value = PATHS.get(key, key), given[key]
+        if path != key and get_path(settings, path) is not None:
+            raise ConfigError(f"{key} is the form's name of {path}: give one of them.")
         if key == "dataset_task" and not any(name in given for name in _DATASET) and value == "countdown":
             continue  # the embedded problems' own, which are no file
-        settings = merge(settings, nest(PATHS.get(key, key), value))
+        settings = merge(settings, nest(path, value))
         if key in _DATASET:
             settings = merge(settings, nest("dataset.source.type", "file"))
         elif key == "algorithm":

@@ -62,7 +62,7 @@ app.add_typer(track.app, name="track")
 PresetOption = Annotated[str | None, typer.Option("--preset", help="Defaults for a purpose; see: progrpo presets.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Set one parameter; the key is dotted, the value is YAML."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Field of the form, or a dotted setting; the value is YAML."),
 ]
 ParamsFileOption = Annotated[Path | None, typer.Option(help="YAML or JSON file with parameters.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

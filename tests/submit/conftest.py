@@ -41,7 +41,13 @@ def package_path(tmp_path_factory) -> str:
         pass
 
     @component
-    def evaluate(steps: int, summary: dsl.Output[dsl.Markdown], card: dsl.Output[dsl.Markdown]):
+    def evaluate(
+        steps: int,
+        summary: dsl.Output[dsl.Markdown],
+        card: dsl.Output[dsl.Markdown],
+        metrics: dsl.Output[dsl.Metrics],
+        report: dsl.Output[dsl.HTML],
+    ):
         pass
 
     @dsl.pipeline(name="evaluate")

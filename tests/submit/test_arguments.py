@@ -203,3 +203,46 @@ def test_a_report_that_cannot_be_written_is_known_before_the_run(recorder, submi
     done = submit("--wait", "--junit", str(tmp_path / "file" / "junit.xml"))
     assert done.code == 2
     assert not recorder.runs
+
+
+@pytest.mark.parametrize(
+    ("form", "settings"),
+    [
+        (["train_steps=7"], ["train.steps=7"]),
+        (["arms=[grpo]"], ["arms=[{name: grpo, algorithm: {type: grpo}}]"]),
+        (["train_learning_rate=2e-6", "seeds=[3]"], ["train.learning_rate=2.0e-6", "seeds=[3]"]),
+        (["dataset_train_uri=s3://a/t.jsonl", "dataset_task=math"],
+         ["dataset.source={type: file, train_uri: 's3://a/t.jsonl', task: math}"]),
+    ],
+)  # fmt: skip
+def test_names_of_the_form_and_of_the_settings_are_the_same(form, settings):
+    assert resolve("compare", settings=form) == resolve("compare", settings=settings)
+
+
+def test_file_may_use_the_forms_names(tmp_path):
+    (tmp_path / "params.yaml").write_text("train_steps: 7\n")
+    assert resolve("compare", params_file=tmp_path / "params.yaml").train.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["train_step=7"], r"no 'train_step'.*Did you mean train_steps \(train\.steps\)"),
+        (["train_steps=7", "train.steps=8"], "train_steps is the form's name of train.steps: give one of them"),
+        (["dataset_task=math"], "task"),
+    ],
+)
+def test_name_that_is_neither_or_given_twice(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve("compare", settings=settings)
+
+
+def test_setting_of_a_package_is_led_to_the_form(submit, package):
+    spec = yaml.safe_load(package.read_text())
+    spec["root"]["inputDefinitions"]["parameters"]["train_steps"] = {
+        "parameterType": "NUMBER_INTEGER",
+        "isOptional": True,
+    }
+    package.write_text(yaml.safe_dump(spec))
+    done = submit("--set", "train.steps=7", package=str(package))
+    assert "The form calls it train_steps: give --set train_steps=VALUE" in done.err

@@ -70,7 +70,7 @@ def test_two_jobs_at_the_same_moment_end_with_one_run(recorder, submit, monkeypa
     done = submit(*KEY, "--json")
     ours = next(run for run in recorder.runs.values() if run["run_id"] != theirs["run_id"])
     assert done.json["run_id"] == theirs["run_id"]
-    assert ours["state"] == "CANCELED"
+    assert ours["state"] == "CANCELING"
     assert "another job started the same run at the same time" in done.err
 
 

@@ -48,7 +48,7 @@ def is_followed(recorder) -> bool:
             "RUNNING",
             "ended the waiting; the run goes on",
         ),
-        (signal.SIGTERM, ["--exit-on-interrupt", "terminate"], 4, "CANCELED", "The run was told to end"),
+        (signal.SIGTERM, ["--exit-on-interrupt", "terminate"], 4, "CANCELING", "The run was told to end"),
     ],
 )
 def test_signal_without_a_terminal(recorder, start, tmp_path, sent, arguments, code, state, message):
@@ -78,7 +78,7 @@ def test_signal_while_the_run_is_being_started_loses_no_run(recorder, start):
     process = start("--exit-on-interrupt", "terminate")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 4, err
-    assert [run["state"] for run in recorder.runs.values()] == ["CANCELED"]
+    assert [run["state"] for run in recorder.runs.values()] == ["CANCELING"]
 
 
 def test_signal_while_another_job_is_looked_for_loses_no_run(recorder, start):
@@ -88,7 +88,7 @@ def test_signal_while_another_job_is_looked_for_loses_no_run(recorder, start):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 4, err
-    assert [run["state"] for run in recorder.runs.values()] == ["CANCELED"]
+    assert [run["state"] for run in recorder.runs.values()] == ["CANCELING"]
 
 
 def test_run_that_cannot_be_ended_is_not_said_to_be_cancelled(recorder, start):
@@ -103,7 +103,7 @@ def test_run_that_cannot_be_ended_is_not_said_to_be_cancelled(recorder, start):
 
 
 @pytest.mark.parametrize(
-    ("answer", "code", "state"), [("t", 4, "CANCELED"), ("l", 130, "RUNNING"), ("c", 0, "SUCCEEDED")]
+    ("answer", "code", "state"), [("t", 4, "CANCELING"), ("l", 130, "RUNNING"), ("c", 0, "SUCCEEDED")]
 )
 def test_ctrl_c_asks_on_a_terminal(recorder, start, answer, code, state):
     recorder.states = ["RUNNING"]
@@ -144,4 +144,4 @@ def test_signal_and_a_lost_answer_together_lose_no_run(recorder, start):
     process = start("--exit-on-interrupt", "terminate")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 4, err
-    assert [run["state"] for run in recorder.runs.values()] == ["CANCELED"]
+    assert [run["state"] for run in recorder.runs.values()] == ["CANCELING"]

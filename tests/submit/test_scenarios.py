@@ -42,11 +42,17 @@ def _fault(*args, **kwargs) -> Fault:
 SCENARIOS = {
     "succeeded": Scenario(0, "the run succeeded"),
     "failed": Scenario(
-        1, "the run failed: Evaluate. Its log is on the run's page", ("RUNNING", "FAILED"),
+        1, "the run failed: Evaluate: the server has no log of it. Its log is on the run's page", ("RUNNING", "FAILED"),
         settings={"failing": "evaluate"}, junit="failure",
     ),
-    "failed without a failed task": Scenario(1, "the run failed: the workflow failed", ("FAILED",), junit="failure"),
-    "cancelled": Scenario(4, "the run was cancelled", ("RUNNING", "CANCELING", "CANCELED"), junit="failure"),
+    "failed without a failed task": Scenario(
+        1, "the run failed. The logs are on the run's page", ("FAILED",), junit="failure"
+    ),
+    "cancelled": Scenario(4, "the run was cancelled", ("RUNNING", "CANCELING", "FAILED"), junit="failure"),
+    "cancelled by another backend than Argo": Scenario(4, "the run was cancelled", ("CANCELED",), junit="failure"),
+    "cancelled, and it succeeded all the same": Scenario(
+        4, "the run was cancelled", ("RUNNING", "CANCELING", "SUCCEEDED"), junit="failure"
+    ),
     "skipped": Scenario(1, "the run was skipped: nothing was run", ("PENDING", "SKIPPED"), junit="failure"),
     "pending for ever": Scenario(
         3, "has not ended in 1 s; its last state was PENDING and no task of it has started", ("PENDING",),
@@ -159,7 +165,7 @@ def test_time_out_can_end_the_run(recorder, submit):
     done = submit("--timeout", "0.2s", "--exit-on-timeout", "terminate")
     assert done.code == 3
     assert "was told to end" in done.err
-    assert [run["state"] for run in recorder.runs.values()] == ["CANCELED"]
+    assert [run["state"] for run in recorder.runs.values()] == ["CANCELING"]
 
 
 def test_time_out_wins_over_a_server_that_is_away(recorder, submit):

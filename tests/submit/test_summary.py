@@ -85,3 +85,16 @@ def test_store_out_of_reach_costs_a_warning(recorder, submit, summary, monkeypat
     assert done.code == 0
     assert "the run's own summary is left out" in done.err
     assert "very-secret" not in done.err + summary.read_text()
+
+
+def test_log_that_only_the_store_has_says_why_a_task_failed(recorder, submit, bucket):
+    """executor-logs of the second attempt, which the launcher keeps with PUBLISH_LOGS; the pod is gone."""
+    seen_run = recorder.seen_run
+
+    def write_and_see(run):
+        key = f"kfp/evaluate/{run['run_id']}/evaluate/salt/executor-logs-1"
+        bucket.put_object(Bucket="artifacts", Key=key, Body=b"ValueError: from the store\n")
+        return seen_run(run)
+
+    recorder.seen_run, recorder.states, recorder.failing = write_and_see, ["FAILED"], "evaluate"
+    assert "Evaluate: ValueError: from the store" in submit("--pipeline-root", "s3://artifacts/kfp").err

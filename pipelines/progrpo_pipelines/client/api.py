@@ -28,7 +28,8 @@ PATIENCE_S = 300.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 30.0
 TRANSIENT = (429, 500, 502, 503, 504)
 _NEVER_SENT = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
-_ERROR_LENGTH = 500
+_LINE_LENGTH = 500
+_LOG_PATIENCE_S, _LOG_BYTES, _LOG_READ_BYTES = 10.0, 256 * 1024, 64 * 2**20
 
 Notify = Callable[[str], None]
 
@@ -103,6 +104,41 @@ class Api:
             raise ApiError(f"{self.connection.endpoint} {_STRANGE}. {_WHERE}", 200)
         return answer
 
+    def log(self, run_id: str, node: str) -> str:
+        """Return the end of a node's log; empty if the server has none.
+
+        The server answers 200 before it looks for the log, so that an error is JSON at the end of the text
+        (``ReadRunLogV1`` and ``writeErrorToResponse`` in its ``run_log_server.go``, 2.17.0). There is no way to ask for
+        the end alone: of a long log what comes first is dropped, and of a very long one the rest is not read.
+        """
+        answer = self.call(
+            self._client.call_api,
+            f"/apis/v1alpha1/runs/{run_id}/nodes/{node}/log",
+            "GET",
+            header_params={"Accept": "text/plain"},
+            auth_settings=["Bearer"],
+            _preload_content=False,
+            patience_s=min(self.patience_s, _LOG_PATIENCE_S),
+            content_type="text/plain",
+        )
+        content, size = b"", 0
+        try:
+            for chunk in answer.stream(2**16):
+                content, size = (content + chunk)[-_LOG_BYTES:], size + len(chunk)
+                if size > _LOG_READ_BYTES:
+                    break
+        except urllib3.exceptions.HTTPError as error:
+            raise self._unreachable(error, maybe_done=False) from None
+        finally:
+            answer.close()
+        text = content.decode("utf-8", "replace")
+        before, found, said = text.rpartition('{"error_message":')
+        try:
+            json.loads(found + said)
+        except ValueError:
+            return text
+        return before
+
     @cached_property
     def namespace(self) -> str | None:
         """The user's namespace: as given, or in a pod of a Kubeflow with several users the pod's own."""
@@ -116,6 +152,7 @@ class Api:
         *args: Any,
         again: bool = True,
         patience_s: float | None = None,
+        content_type: str = "json",
         **kwargs: Any,
     ) -> Any:
         """Call a function of kfp_server_api.
@@ -126,6 +163,7 @@ class Api:
             again: whether sending the request twice does no harm. If not, it is only repeated where the server cannot
                 have acted on it.
             patience_s: overrides the patience of this client.
+            content_type: what the answer's is or holds; a login or error page of a proxy is another.
             kwargs: its keyword arguments.
 
         Raises:
@@ -138,8 +176,8 @@ class Api:
             try:
                 with nullcontext() if again else self._shield():
                     answer = function(*args, _request_timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S), **kwargs)
-                # A login or error page of a proxy: the generated models take any text, and are empty then.
-                if "json" not in (self._client.last_response.getheader("Content-Type") or ""):
+                # The generated models take any text, and are empty then. An empty log has no type.
+                if content_type not in self._client.last_response.getheader("Content-Type", "text/plain"):
                     raise ApiError(f"{self.connection.endpoint} {_STRANGE}. {_WHERE}", 200)
                 return answer
             except ApiException as error:
@@ -172,10 +210,10 @@ class Api:
     def _refused(self, error: ApiException, *, maybe_done: bool) -> ApiError:
         status = int(error.status or 0)
         if status == 0 and str(error.reason).startswith("Failed to parse"):
-            return ApiError(f"{self.connection.endpoint} {_STRANGE}: {_one_line(error.reason)}. {_WHERE}")
+            return ApiError(f"{self.connection.endpoint} {_STRANGE}: {one_line(error.reason)}. {_WHERE}")
         if status == 0:  # a TLS failure
             return ApiError(
-                f"{self.connection.endpoint}: TLS failed: {_one_line(error.reason)}. If the server's certificate is "
+                f"{self.connection.endpoint}: TLS failed: {one_line(error.reason)}. If the server's certificate is "
                 f"signed by a CA of your own, give its PEM file by --ca-file."
             )
         said = _server_message(error.body)
@@ -194,7 +232,7 @@ class Api:
         elif isinstance(error, urllib3.exceptions.TimeoutError):
             cause = "it did not answer in time"
         else:
-            cause = _one_line(str(error))
+            cause = one_line(str(error))
         return ApiError(
             f"{self.connection.endpoint} cannot be reached: {cause}. Check --endpoint, the network, and the "
             f"port-forward if there is one.",
@@ -230,15 +268,16 @@ def _server_message(body: Any) -> str:
     try:
         content = json.loads(text)
     except ValueError:
-        return "" if "<" in text else _one_line(text)
+        return "" if "<" in text else one_line(text)
     if isinstance(content, dict):
-        return _one_line(str(content.get("message") or content.get("error") or ""))
+        return one_line(str(content.get("message") or content.get("error") or ""))
     return ""
 
 
-def _one_line(text: Any) -> str:
+def one_line(text: Any) -> str:
+    """Return ``text`` on one line, of 500 characters at most."""
     line = re.sub(r"\s+", " ", str(text)).strip().rstrip(".")
-    return line if len(line) <= _ERROR_LENGTH else f"{line[:_ERROR_LENGTH]}..."
+    return line if len(line) <= _LINE_LENGTH else f"{line[:_LINE_LENGTH]}..."
 
 
 def _retry_after(headers: Any) -> float | None:

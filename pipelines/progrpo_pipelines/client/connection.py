@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from progrpo.errors import ConfigError
@@ -62,6 +62,15 @@ class Connection:
     def run_url(self, run_id: str) -> str:
         """Return the address of the run's page."""
         return f"{self.ui}/#/runs/details/{run_id}"
+
+    def artifact_url(self, uri: str, namespace: str | None) -> str | None:
+        """Return the address at which the UI hands out an artifact (``buildReadFileUrl`` in its Apis.ts, 2.17.0)."""
+        source, _, path = uri.partition("://")
+        bucket, _, key = path.partition("?")[0].partition("/")
+        if source not in ("minio", "s3", "gs") or not key:
+            return None
+        where = {"source": {"gs": "gcs"}.get(source, source), "namespace": namespace, "bucket": bucket, "key": key}
+        return f"{self.ui}/artifacts/get?{urlencode({name: value for name, value in where.items() if value})}"
 
 
 def connect(

@@ -25,7 +25,6 @@ _KINDS = {
     "LIST": "a list, such as [0, 1]",
     "STRUCT": "a mapping, such as {key: value}",
 }
-_MARKDOWN = "system.Markdown"
 _MAX_BYTES = 32 * 2**20  # what the API server takes (kfp_server_api: upload_pipeline)
 
 
@@ -96,13 +95,15 @@ class Task:
         name: in the IR, and of its nodes in the workflow.
         title: what the UI calls it.
         repeated: whether it stands in a loop.
-        markdown: names of the Markdown artifacts that it writes.
+        outputs: types of the artifacts that it writes, such as system.Markdown, by name.
+        template: Argo's template of its pod, which the pod's name holds.
     """
 
     name: str
     title: str
     repeated: bool = False
-    markdown: tuple[str, ...] = ()
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    template: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,14 +151,50 @@ class Package:
                 component = components.get(task.get("componentRef", {}).get("name"), {})
                 inside = repeated or "parameterIterator" in task or "artifactIterator" in task
                 if "executorLabel" in component:
-                    outputs = component.get("outputDefinitions", {}).get("artifacts", {}).items()
-                    markdown = [key for key, value in outputs if value["artifactType"].get("schemaTitle") == _MARKDOWN]
-                    found[name] = Task(name, task.get("taskInfo", {}).get("name") or name, inside, tuple(markdown))
+                    artifacts = component.get("outputDefinitions", {}).get("artifacts", {}).items()
+                    outputs = {key: value["artifactType"].get("schemaTitle", "") for key, value in artifacts}
+                    template = self._template(component["executorLabel"], retried="retryPolicy" in task)
+                    title = task.get("taskInfo", {}).get("name") or name
+                    found[name] = Task(name, title, inside, outputs, template)
                 else:
                     walk(component, inside)
 
         walk(self.spec["root"], repeated=False)
         return list(found.values())
+
+    def _template(self, executor: str, *, retried: bool) -> str:
+        """Name of a pod's template (``addContainerExecutorTemplate`` in KFP's ``container.go``, 2.17.0)."""
+        kubernetes = self.document.get("platform_spec", {}).get("platforms", {}).get("kubernetes", {})
+        metadata = kubernetes.get("deploymentSpec", {}).get("executors", {}).get(executor, {}).get("podMetadata")
+        counts = [len((metadata or {}).get(key, {})) for key in ("annotations", "labels")]
+        prefix = "" if metadata is None else f"metadata-{counts[0]}-{counts[1]}-"
+        return f"{prefix}{'retry-' * retried}system-container-impl"
+
+    def training_runs(self, arguments: Mapping[str, Any]) -> list[str]:
+        """Return arm and seed of each training run, in the order of the loop; none where the pipeline is not ours.
+
+        The order is validate-inputs': seed by seed and arm by arm.
+        """
+        from progrpo_components.form import read_form
+        from progrpo_components.validation import training_of
+
+        dags = [component.get("dag", {}) for component in self.spec.get("components", {}).values()]
+        task = next(
+            (dag["tasks"]["validate-inputs"] for dag in dags if "validate-inputs" in dag.get("tasks", {})), None
+        )
+        if task is None:
+            return []
+        inputs = task.get("inputs", {}).get("parameters", {})
+        pipeline, preset = (
+            inputs.get(key, {}).get("runtimeValue", {}).get("constant") for key in ("pipeline", "preset")
+        )
+        declared = self.spec["root"].get("inputDefinitions", {}).get("parameters", {})
+        form = {name: entry["defaultValue"] for name, entry in declared.items() if "defaultValue" in entry}
+        try:
+            arms, seeds, _ = training_of(read_form(pipeline, {**form, **arguments}, preset or {}))
+        except ConfigError:  # validate-inputs will say so
+            return []
+        return [f"{arm.name}, seed {seed}" for seed in seeds for arm in arms]
 
     def without_cache(self) -> Package:
         """Return the same pipeline with caching off in every task; kfp's own option forgets the tasks inside loops."""
@@ -213,8 +250,14 @@ class Package:
                 problems.append(str(error))
 
     def _unknown(self, name: str) -> str:
+        from progrpo_components.form import PATHS
+
         names = sorted(self.parameters)
         stem, dot, _ = name.partition(".")
+        if field_ := next(
+            (field_ for field_, path in PATHS.items() if path == name and field_ in self.parameters), None
+        ):
+            return f"{name}: unknown parameter. The form calls it {field_}: give --set {field_}=VALUE."
         whole = f"{name}: a package takes whole parameters. Give"
         if dot and stem in self.parameters:
             return f"{whole} --set '{stem}={{...}}', or name a pipeline instead."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from progrpo_pipelines.client.waiting import TaskRow
 from progrpo_pipelines.durations import duration
 
 _ILLEGAL_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_NUMBERS = 12  # in the headline
 _SUMMARY_BYTES = 900_000  # GitHub takes 1 MiB a step
 
 
@@ -92,7 +93,9 @@ def step_summary(result: Result, cards: Sequence[str] = ()) -> str:
         cards: Markdown that the run itself wrote, such as the comparison table.
     """
     icon = "✅" if result.exit_code == ExitCode.SUCCEEDED else "❌"
-    lines = [f"## {icon} {_cell(result.pipeline)}: {_cell(result.state or result.exit_code.name)}", ""]
+    cancelled = result.exit_code == ExitCode.CANCELLED  # which the server calls FAILED in the end
+    state = result.exit_code.name if cancelled or not result.state else result.state
+    lines = [f"## {icon} {_cell(result.pipeline)}: {_cell(state)}", ""]
     lines += [_cell(result.message), ""]
     links = ({"Run": result.url} if result.url else {}) | result.links
     lines += [" · ".join(f"[{_cell(name)}]({_address(url)})" for name, url in links.items()), ""]
@@ -108,6 +111,20 @@ def step_summary(result: Result, cards: Sequence[str] = ()) -> str:
         if len((text + card).encode("utf-8")) <= _SUMMARY_BYTES:
             text += f"\n{card.strip()}\n"
     return text
+
+
+def headline(metrics: Mapping[str, Any]) -> str:
+    """Return the numbers of a metrics artifact in a line, those with _low and _high with their interval."""
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    shown = []
+    for name, value in numbers.items():
+        if name.removesuffix("_low").removesuffix("_high") in numbers and name.endswith(("_low", "_high")):
+            continue
+        low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
+        interval = f" [{low:.4g}, {high:.4g}]" if low is not None and high is not None else ""
+        shown.append(f"{name.removeprefix('compare/')} {value:.4g}{interval}")
+    more = len(shown) - _NUMBERS
+    return ", ".join(shown[:_NUMBERS]) + (f" and {more} more" if more > 0 else "")
 
 
 def find_links(run: Any) -> dict[str, str]:

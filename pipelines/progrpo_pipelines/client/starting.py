@@ -20,6 +20,7 @@ from progrpo_pipelines.client.api import Api, list_all, name_filter
 from progrpo_pipelines.client.errors import ApiError
 from progrpo_pipelines.client.package import Package, digest_of
 from progrpo_pipelines.client.uploading import Uploaded, upload
+from progrpo_pipelines.client.waiting import CANCELLING, FINAL
 
 GIT_KEY = "git"
 _MARK = "progrpo-idempotency:"
@@ -141,8 +142,7 @@ def start(api: Api, request: Request) -> Started:
         ConfigError: the key was used for another request, or the server knows no MLflow plugin.
         ApiError: refused, unreachable, or it is not known whether the run was started.
     """
-    if request.mlflow_experiment is not None:
-        _check_plugins(api)
+    version = "" if request.mlflow_experiment is None else _check_plugins(api)
     experiment_id = find_or_create_experiment(api, request.experiment)
     if (found := _find(api, request, experiment_id)) is not None:
         return Started(found, adopted=True)
@@ -151,6 +151,8 @@ def start(api: Api, request: Request) -> Started:
     try:
         run = api.call(api.runs.run_service_create_run, request.body(experiment_id, name, uploaded), again=False)
     except ApiError as error:
+        if version and error.status == 400 and "plugins_input" in str(error):
+            raise ConfigError(f"{error} {_no_plugins(version)}") from None
         if not error.maybe_done:
             raise
         # The answer was lost, not necessarily the request: sending it again could start a second run.
@@ -194,8 +196,16 @@ def find_or_create_experiment(api: Api, name: str) -> str:
 
 
 def terminate(api: Api, run_id: str) -> None:
-    """Ask the server to end a run; its pods are deleted, its state becomes CANCELED."""
-    api.call(api.runs.run_service_terminate_run, run_id)
+    """Ask the server to end a run; its pods are deleted, its state becomes CANCELING and at last FAILED.
+
+    The server refuses a run that ends already or has ended (``TerminateRun`` in its ``run_store.go``, 2.17.0), which is
+    also the answer to a request that is repeated because its first answer was lost.
+    """
+    try:
+        api.call(api.runs.run_service_terminate_run, run_id)
+    except ApiError as error:
+        if error.status != 400 or api.call(api.runs.run_service_get_run, run_id).state not in (CANCELLING, *FINAL):
+            raise
 
 
 def _find_experiment(api: Api, name: str) -> str | None:
@@ -270,12 +280,17 @@ def _look_for(api: Api, request: Request, experiment_id: str, name: str, error: 
     raise ApiError(f"{error} The run was not started, as far as the server shows. Try again.", error.status)
 
 
-def _check_plugins(api: Api) -> None:
-    """The server refuses a run with a field that it does not know; 2.17 is the first that knows plugins_input."""
+def _check_plugins(api: Api) -> str:
+    """Return the server's version, which it need not know; refused is one that does not know plugins_input."""
     tag = str(api.health().get("tag_name", "unknown"))
     version = re.match(r"v?(\d+)\.(\d+)", tag)
-    if version is None or (int(version[1]), int(version[2])) < _PLUGINS_SINCE:
-        raise ConfigError(
-            f"--mlflow-experiment needs Kubeflow Pipelines 2.17 with its MLflow plugin; this server says {tag!r}. "
-            f"Leave it out, and set the pipeline's own parameter instead: --set experiment=NAME."
-        )
+    if version is not None and (int(version[1]), int(version[2])) < _PLUGINS_SINCE:
+        raise ConfigError(_no_plugins(tag))
+    return tag
+
+
+def _no_plugins(version: str) -> str:
+    return (
+        f"--mlflow-experiment needs Kubeflow Pipelines 2.17 with its MLflow plugin; this server says {version!r}. "
+        f"Leave it out, and set the pipeline's own parameter instead: --set experiment=NAME."
+    )

@@ -10,15 +10,25 @@ from rich.console import Console
 
 from progrpo.errors import ConfigError
 from progrpo_pipelines.client.api import Api
+from progrpo_pipelines.client.artifacts import read_logs
 from progrpo_pipelines.client.display import open_display
 from progrpo_pipelines.client.errors import ApiError, ExitCode
 from progrpo_pipelines.client.interrupts import Interrupts
-from progrpo_pipelines.client.result import Result, find_links
+from progrpo_pipelines.client.logs import executor_output, last_error, read_log, without_secrets
+from progrpo_pipelines.client.result import Result, find_links, headline
 from progrpo_pipelines.client.starting import Request, settle_race, start, terminate
-from progrpo_pipelines.client.waiting import TaskRow, WaitTimeoutError, follow, task_rows
+from progrpo_pipelines.client.waiting import (
+    CANCELLING,
+    TaskRow,
+    WaitTimeoutError,
+    follow,
+    task_rows,
+    was_cancelled,
+)
 from progrpo_pipelines.durations import duration
 
 Ending = Literal["terminate", "leave"]
+_LOGS = 5  # of tasks that failed are read at most
 _TERMINATE_PATIENCE_S = 5.0  # CI systems kill a cancelled job some seconds after they asked it to end
 
 
@@ -57,7 +67,9 @@ class Submission:
         self._console, self._interrupts = console, interrupts
         self._began = api.clock()
         self._tasks = request.package.tasks()
-        self._adopted = False
+        self._runs = request.package.training_runs(request.arguments)
+        self._adopted = self._cancelling = False
+        self._report: str | None = None
         self.run: Any = None
         self._rows: list[TaskRow] = []
 
@@ -90,7 +102,8 @@ class Submission:
                 with open_display(self._console) as display:
                     for run in follow(self._api, self.run, deadline=deadline, poll_s=self._waiting.poll_s):
                         self.run = run
-                        self._rows = task_rows(self.run, self._tasks)
+                        self._cancelling |= run.state == CANCELLING
+                        self._rows = task_rows(self.run, self._tasks, self._runs)
                         display.show(self.run, self._rows, len(self._tasks))
                 return self._verdict()
             except WaitTimeoutError:
@@ -100,18 +113,54 @@ class Submission:
                     return self._interrupted(ending)
 
     def _verdict(self) -> Result:
-        if self.run.state == "SUCCEEDED":
-            return self._result(ExitCode.SUCCEEDED, "the run succeeded.")
-        if self.run.state == "CANCELED":
+        if self._cancelling or was_cancelled(self.run):
             return self._result(ExitCode.CANCELLED, "the run was cancelled before it ended.")
+        if self.run.state == "SUCCEEDED":
+            return self._result(ExitCode.SUCCEEDED, self._conclusion())
         if self.run.state == "SKIPPED":
             return self._result(ExitCode.FAILED, "the run was skipped: nothing was run, so there is no result.")
         failed = [row for row in self._rows if row.state == "FAILED"]
-        said = " ".join(((self.run.error and self.run.error.message) or "").split())
-        causes = "; ".join(f"{row.title}{': ' + row.error if row.error else ''}" for row in failed) or said
+        errors = {row.name: self._error_of(row, alone=len(failed) == 1) for row in failed[:_LOGS]}
+        self._rows = [replace(row, error=errors.get(row.name) or "") for row in self._rows]
+        causes = [f"{row.title}: {errors.get(row.name) or 'the server has no log of it'}" for row in failed[:_LOGS]]
+        causes += [row.title for row in failed[_LOGS:]]
         logs = "Its log is" if len(failed) == 1 else "The logs are"
-        what = f"the run failed: {causes}" if causes else "the run failed"
+        what = f"the run failed: {'; '.join(causes)}" if causes else "the run failed"
         return self._result(ExitCode.FAILED, f"{what}. {logs} on the run's page.")
+
+    def _error_of(self, row: TaskRow, *, alone: bool) -> str | None:
+        """The last error in a task's log, of which the server or the object store may have it."""
+        text = read_log(self._api, self.run.run_id, row.pods)
+        if text is None and alone:  # the store does not say which iteration a log is of
+            name = row.name.partition(" #")[0]
+            request = self._request
+            text = next(iter(read_logs(self.run, request.package, name, request.pipeline_root, self._api.notify)), None)
+        error = None if text is None else last_error(text)
+        return None if error is None else self._public(error)
+
+    def _public(self, text: str) -> str:
+        return without_secrets(text, self._api.connection.token(), self._api.connection.cookie())
+
+    def _conclusion(self) -> str:
+        """What the run came to: the last metrics that a task has put out, and where its report is."""
+        concluding = {task.title: task.outputs for task in self._tasks if "system.Metrics" in task.outputs.values()}
+        row = next((row for row in reversed(self._rows) if row.title in concluding), None)
+        text = None if row is None else read_log(self._api, self.run.run_id, row.pods)
+        if row is None or text is None:
+            return "the run succeeded. Its results are on the run's page."
+        artifacts = executor_output(text).get("artifacts", {})
+        found = {
+            type_: artifacts[name]["artifacts"][0]
+            for name, type_ in concluding[row.title].items()
+            if artifacts.get(name, {}).get("artifacts")
+        }
+        numbers = headline(found.get("system.Metrics", {}).get("metadata", {}))
+        self._report = self._api.connection.artifact_url(
+            found.get("system.HTML", {}).get("uri", ""), self._api.connection.namespace
+        )
+        report = f" Report: {self._report}" if self._report else ""
+        results = f" {row.title}: {self._public(numbers)}." if numbers else " Its results are on the run's page."
+        return f"the run succeeded.{results}{report}"
 
     def _timed_out(self) -> Result:
         limit = duration(self._waiting.timeout_s)
@@ -166,7 +215,7 @@ class Submission:
             state=self.run.state,
             adopted=self._adopted,
             tasks=tuple(self._rows),
-            links=find_links(self.run),
+            links=({"Report": self._report} if self._report else {}) | find_links(self.run),
         )
 
     def _say(self, text: str) -> None:

@@ -70,7 +70,7 @@ def submit(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="PIPELINE: dotted key; FILE: parameter of the package."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Field of the form; PIPELINE: or a dotted key."),
     ] = None,
     params_file: Annotated[Path | None, typer.Option(help="YAML or JSON file with parameters.")] = None,
     backend: Annotated[
@@ -193,7 +193,7 @@ def submit(
         cards: list[str] = []
         summary = os.environ.get("GITHUB_STEP_SUMMARY")
         if summary and submission.run is not None and wait:
-            from progrpo_pipelines.client.cards import read_cards
+            from progrpo_pipelines.client.artifacts import read_cards
 
             cards = read_cards(submission.run, package, pipeline_root, notify)
     _report(result, cards, as_json=as_json, junit=junit, summary=summary)

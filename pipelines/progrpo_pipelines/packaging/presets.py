@@ -22,6 +22,7 @@ from progrpo_components.form import (
     REQUIRED,
     arguments_of,
     defaults_of,
+    fields_of,
     form_of,
     get_path,
     settings_of,
@@ -91,11 +92,11 @@ def request(
     brought = {} if preset is None else preset_parameters(preset, pipeline)
     values, given = merge(defaults_of(pipeline), brought), {}
     if params_file is not None:
-        given = settings_of(read_mapping(params_file))
+        given = _named(pipeline, read_mapping(params_file), str(params_file))
         values = _merged(values, given, str(params_file))
         sources.append(str(params_file))
     if settings:
-        said = _parse_settings(settings, values)
+        said = _parse_settings(pipeline, settings, values)
         values, given = _merged(values, said, "--set"), merge(given, said)
         sources.append("--set")
     if preset is not None and (missing := required_fields(preset, pipeline) & _unset(pipeline, values)):
@@ -107,6 +108,24 @@ def request(
         **arguments_of(pipeline, given, checked.model_dump(mode="json", exclude_none=True)),
     }
     return Request(pipeline, preset, checked, arguments)
+
+
+def _named(pipeline: str, given: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return what was given, shaped like the settings; every name must be a field of the form or a section."""
+    fields, known = {field.name: field.path for field in fields_of(pipeline)}, PIPELINES[pipeline].model_fields
+    for key in given:
+        if key not in fields and key.partition(".")[0] not in known:
+            close = difflib.get_close_matches(key, [*fields, *fields.values(), *known], n=1)
+            other = fields.get(close[0]) if close else None
+            hint = f" Did you mean {close[0]!r}{f' ({other})' if other else ''}?" if close else ""
+            raise ConfigError(
+                f"{source}: {key}: unknown key; {pipeline} has no such setting. Fields of the form: "
+                f"{', '.join(fields)}. Settings, with dots below: {', '.join(sorted(known))}.{hint}"
+            )
+    try:
+        return settings_of(given)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any], source: str) -> dict[str, Any]:
@@ -177,7 +196,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return content
 
 
-def _parse_settings(settings: Sequence[str], base: Mapping[str, Any]) -> dict[str, Any]:
+def _parse_settings(pipeline: str, settings: Sequence[str], base: Mapping[str, Any]) -> dict[str, Any]:
     """Return what ``key=value`` texts say, by the form's names or dotted paths, shaped like the settings."""
     given: dict[str, Any] = {}
     for setting in settings:
@@ -195,5 +214,5 @@ def _parse_settings(settings: Sequence[str], base: Mapping[str, Any]) -> dict[st
                 raise ConfigError(f"--set {setting}: {'.'.join(path[:i])} was already set as a whole.")
         if isinstance(get_path(base, path), str) and not isinstance(value, str):
             value = text  # --set experiment=2024 means the text, as the parameter is one
-        given = merge(given, settings_of({key: value}))
+        given = merge(given, _named(pipeline, {key: value}, "--set"))
     return given
