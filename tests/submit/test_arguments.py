@@ -227,8 +227,8 @@ def test_file_may_use_the_forms_names(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["train_step=7"], r"no 'train_step'.*Did you mean train_steps \(train\.steps\)"),
-        (["train_steps=7", "train.steps=8"], "train_steps is the form's name of train.steps: give one of them"),
+        (["train_step=7"], r"train_step: unknown key.*Did you mean 'train_steps' \(train\.steps\)"),
+        (["train_steps=7", "train.steps=8"], "train.steps and train_steps are names of one setting: give one of them"),
         (["dataset_task=math"], "task"),
     ],
 )

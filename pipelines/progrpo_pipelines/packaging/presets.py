@@ -92,9 +92,9 @@ def request(
     brought = {} if preset is None else preset_parameters(preset, pipeline)
     values, given = merge(defaults_of(pipeline), brought), {}
     if params_file is not None:
-        given = _named(pipeline, read_mapping(params_file), str(params_file))
-        values = _merged(values, given, str(params_file))
         sources.append(str(params_file))
+        given = _named(pipeline, read_mapping(params_file), ", ".join(sources))
+        values = _merged(values, given, ", ".join(sources))
     if settings:
         said = _parse_settings(pipeline, settings, values)
         values, given = _merged(values, said, "--set"), merge(given, said)
@@ -115,7 +115,8 @@ def _named(pipeline: str, given: Mapping[str, Any], source: str) -> dict[str, An
     fields, known = {field.name: field.path for field in fields_of(pipeline)}, PIPELINES[pipeline].model_fields
     for key in given:
         if key not in fields and key.partition(".")[0] not in known:
-            close = difflib.get_close_matches(key, [*fields, *fields.values(), *known], n=1)
+            word, dot, _ = key.partition(".")
+            close = difflib.get_close_matches(word, known if dot else [*fields, *fields.values(), *known], n=1)
             other = fields.get(close[0]) if close else None
             hint = f" Did you mean {close[0]!r}{f' ({other})' if other else ''}?" if close else ""
             raise ConfigError(
@@ -199,6 +200,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 def _parse_settings(pipeline: str, settings: Sequence[str], base: Mapping[str, Any]) -> dict[str, Any]:
     """Return what ``key=value`` texts say, by the form's names or dotted paths, shaped like the settings."""
     given: dict[str, Any] = {}
+    names: dict[tuple[str, ...], str] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         key = key.strip()
@@ -209,6 +211,8 @@ def _parse_settings(pipeline: str, settings: Sequence[str], base: Mapping[str, A
         except (yaml.YAMLError, ValueError) as error:
             raise ConfigError(f"--set {setting}: the value is not valid YAML: {error}") from None
         path = PATHS.get(key, key).split(".")
+        if (said := names.setdefault(tuple(path), key)) != key:
+            raise ConfigError(f"--set {setting}: {key} and {said} are names of one setting: give one of them.")
         for i in range(1, len(path)):
             if isinstance(get_path(given, path[:i]), str | int | float):
                 raise ConfigError(f"--set {setting}: {'.'.join(path[:i])} was already set as a whole.")
