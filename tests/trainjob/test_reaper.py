@@ -24,7 +24,12 @@ def add(api, make_job):
     def add(run_id, *, phase="Running", heartbeat=-10.0, condition=None, owned=True, uid=None):
         owner = Owner(run_id, f"uid-{run_id}") if owned else None
         body = build_trainjob(
-            make_job(run_id=run_id), TrainJobConfig(), namespace="team-a", api="runtimePatches", owner=owner
+            make_job(run_id=run_id),
+            TrainJobConfig(),
+            namespace="team-a",
+            runtime=next(iter(api.runtimes)),
+            api="runtimePatches",
+            owner=owner,
         )
         body["metadata"]["annotations"][HEARTBEAT] = at(heartbeat)
         body["status"] = {"conditions": [{"type": condition, "status": "True"}]} if condition else {}
