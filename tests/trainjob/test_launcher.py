@@ -305,6 +305,7 @@ def test_deleted_by_somebody_else(api, launched):
             "cannot create. Bind the Role of charts/progrpo",
         ),
         (403, "exceeded quota: trainjobs", ClusterError, "raise the ResourceQuota"),
+        (403, 'admission webhook "v" denied the request: no such job.', ConfigError, "no such job. Check trainjob"),
         (422, "denied: trainingRuntime must be created first", ConfigError, "must be created first. Check trainjob"),
     ],
 )
