@@ -375,7 +375,9 @@ def _containers(runtime: Json | None) -> dict[str, set[str]]:
     """Return the names of the containers of each replicated job."""
     jobs = [] if runtime is None else _replicated(runtime)
     pods = {job["name"]: job["template"]["spec"]["template"]["spec"] for job in jobs}
-    return {name: {c["name"] for c in [*pod.get("initContainers", ()), *pod["containers"]]} for name, pod in pods.items()}
+    return {
+        name: {c["name"] for c in [*pod.get("initContainers", ()), *pod["containers"]]} for name, pod in pods.items()
+    }
 
 
 def _templates(trainjob: Json) -> Iterator[tuple[str, Json]]:

@@ -108,7 +108,10 @@ class _Handler(BaseHTTPRequestHandler):
         if is_new and body["kind"] == "Pod":  # plugin/pkg/admission/serviceaccount/admission.go
             name = body["spec"].get("serviceAccountName", "default")
             namespace = path.partition("/namespaces/")[2].partition("/")[0]
-            if name != "default" and f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}" not in self.server.objects:
+            if (
+                name != "default"
+                and f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}" not in self.server.objects
+            ):
                 return (
                     f'pods "{body["metadata"]["name"]}" is forbidden: error looking up service account '
                     f'{namespace}/{name}: serviceaccount "{name}" not found'

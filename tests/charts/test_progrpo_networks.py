@@ -90,7 +90,9 @@ def test_without_a_sandbox_nobody_is_sent_to_it():
 def test_network_policies_select_the_pods_they_are_for(everything):
     policies = {p["metadata"]["name"]: p["spec"] for p in everything.of("NetworkPolicy")}
     covered = {
-        each.name.partition("/progrpo-torch-")[0]: [name for name, spec in policies.items() if selects(spec["podSelector"], each.metadata["labels"])]
+        each.name.partition("/progrpo-torch-")[0]: [
+            name for name, spec in policies.items() if selects(spec["podSelector"], each.metadata["labels"])
+        ]
         for each in pods(everything.manifests)
     }
     assert covered == {

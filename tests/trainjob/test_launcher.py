@@ -77,7 +77,9 @@ def test_the_runtime_is_the_run_s_else_the_chart_s(api, launched, write_output, 
         assert api.sent("POST")[-1]["spec"]["runtimeRef"]["name"] == expected
         write_output = lambda: None  # noqa: E731  # it is there now
     monkeypatch.delenv("PROGRPO_TRAINING_RUNTIME")
-    with pytest.raises(ConfigError, match=r"no training runtime is named. Set trainjob.runtime, or have charts/progrpo"):
+    with pytest.raises(
+        ConfigError, match=r"no training runtime is named. Set trainjob.runtime, or have charts/progrpo"
+    ):
         launched()
 
 
@@ -93,7 +95,9 @@ def test_a_jobset_that_its_webhook_refuses_ends_the_step(api, launched):
     changed = json.loads(json.dumps(runtime))
     changed["spec"]["template"]["spec"]["failurePolicy"]["rules"][0]["name"] = "user-error"
     api.runtimes[runtime["metadata"]["name"]] = changed
-    with pytest.raises(ClusterError, match=r"refused: .*invalid failure policy rule name 'user-error'.* Ask the cluster"):
+    with pytest.raises(
+        ClusterError, match=r"refused: .*invalid failure policy rule name 'user-error'.* Ask the cluster"
+    ):
         launched()
 
 

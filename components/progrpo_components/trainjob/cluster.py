@@ -329,7 +329,9 @@ class Cluster:
                 f"{where}: {self.host} does not accept the credentials (401). In a pod, check its service account; "
                 f"elsewhere, log in again and check the kubeconfig's context."
             )
-        if error.status in (400, 422) or "denied the request" in message:  # an admission webhook refuses with 403 or 422
+        if (
+            error.status in (400, 422) or "denied the request" in message
+        ):  # an admission webhook refuses with 403 or 422
             return ConfigError(f"{where}: the cluster refuses it: {message} Check trainjob and the training runtime.")
         if error.status == 403 and "exceeded quota" in message:
             return ClusterError(f"{where}: {message} Wait for quota, ask for less, or raise the ResourceQuota.")
