@@ -21,8 +21,8 @@ def main(wheel: Path) -> str | None:
     if not libraries:
         return None
     return (
-        f"error: {wheel.name} is torch's build for CUDA: it needs {len(libraries)} libraries that requirements-cpu.lock "
-        f"leaves out ({libraries[0].split()[0]}, ...). Set TORCH_INDEX_URL to an index that has its build for CPUs "
+        f"error: {wheel.name} is torch's build for CUDA: it needs {len(libraries)} libraries that "
+        f"requirements-cpu.lock leaves out ({libraries[0].split()[0]}, ...). Set TORCH_INDEX_URL to an index that has its build for CPUs "
         f"(docs/images.md), or build on vLLM's image with requirements.lock."
     )
 

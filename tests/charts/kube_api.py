@@ -1,8 +1,8 @@
 """A loopback stand-in for the Kubernetes API server, as far as Helm needs one to install, upgrade and uninstall.
 
 It keeps objects, refuses to change what can never change (``upgrade.py``), what Kubeflow Trainer's webhook refuses, and
-pods whose service account is not there. It validates nothing else, runs nothing, and knows no users: it shows what Helm's
-engine does with a chart that looks into the cluster, not what a cluster does.
+pods whose service account is not there. It validates nothing else, runs nothing, and knows no users: it shows what
+Helm's engine does with a chart that looks into the cluster, not what a cluster does.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def test_a_gpu_pool_is_what_the_form_takes():
 
 
 def test_runs_have_the_rights_that_the_check_asks_for():
-    from progrpo_pipelines.doctor.cluster import POOLS, RIGHTS, RUNTIME_KEY
+    from progrpo_pipelines.doctor.cluster import DEFAULTS, POOLS, RIGHTS, RUNTIME_KEY
 
     release = render("progrpo", VALUES["gpu-pool-of-runtime"])
     given = {
@@ -136,6 +136,6 @@ def test_runs_have_the_rights_that_the_check_asks_for():
         for verb in rule["verbs"]
     }
     assert {(group, resource, verb) for group, resource, verbs in RIGHTS for verb in verbs} <= given
-    runtime = release.one("ConfigMap", CONFIG_MAP)["data"][RUNTIME_KEY]
+    runtime = release.one("ConfigMap", DEFAULTS)["data"][RUNTIME_KEY]
     assert release.one("TrainingRuntime", runtime)
     assert release.one("ConfigMap", POOLS)

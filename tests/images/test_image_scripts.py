@@ -47,11 +47,11 @@ BACKEND = """
 import zipfile
 
 def build_wheel(folder, *_):
-    name = "progrpo-0.0.1-py3-none-any.whl"
+    name, info = "progrpo-0.0.1-py3-none-any.whl", "progrpo-0.0.1.dist-info"
     with zipfile.ZipFile(f"{folder}/{name}", "w") as archive:
-        archive.writestr("progrpo-0.0.1.dist-info/METADATA", "Metadata-Version: 2.1\\nName: progrpo\\nVersion: 0.0.1\\n")
-        archive.writestr("progrpo-0.0.1.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
-        archive.writestr("progrpo-0.0.1.dist-info/RECORD", "")
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\\nName: progrpo\\nVersion: 0.0.1\\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        archive.writestr(f"{info}/RECORD", "")
     return name
 """
 

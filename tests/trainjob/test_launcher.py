@@ -67,15 +67,17 @@ def test_trainer_2_1_gets_overrides_and_no_deadline(api, launched, write_output)
     assert not {"runtimePatches", "activeDeadlineSeconds"} & body["spec"].keys()
 
 
-def test_the_runtime_is_the_run_s_else_the_chart_s(api, launched, write_output, monkeypatch):
+@pytest.mark.parametrize("values", [{}, {"runtime": "own"}])
+def test_the_runtime_is_the_run_s_else_the_chart_s(api, launched, write_output, values):
     ours = os.environ["PROGRPO_TRAINING_RUNTIME"]
     api.runtimes["own"] = api.runtimes[ours]
-    for values, expected in (({}, ours), ({"runtime": "own"}, "own")):
-        api.trainjobs.clear()
-        api.script = [lambda: (write_output(), api.condition("Complete"))]
-        launched(**values)
-        assert api.sent("POST")[-1]["spec"]["runtimeRef"]["name"] == expected
-        write_output = lambda: None  # noqa: E731  # it is there now
+    api.script = [lambda: (write_output(), api.condition("Complete"))]
+    launched(**values)
+    (body,) = api.sent("POST")
+    assert body["spec"]["runtimeRef"]["name"] == values.get("runtime", ours)
+
+
+def test_without_the_name_of_a_runtime_it_says_what_gives_it(api, launched, monkeypatch):
     monkeypatch.delenv("PROGRPO_TRAINING_RUNTIME")
     with pytest.raises(
         ConfigError, match=r"no training runtime is named. Set trainjob.runtime, or have charts/progrpo"

@@ -33,8 +33,8 @@ def reap(
     Example: progrpo reap --namespace team-a --dry-run
     """
     age = _age(max_heartbeat_age)
-    from progrpo_components.trainjob.cluster import Cluster
     from progrpo_components.trainjob import reaper
+    from progrpo_components.trainjob.cluster import Cluster
 
     try:
         cluster = Cluster.connect(namespace, patience_s=60)
