@@ -22,8 +22,8 @@ def main(wheel: Path) -> str | None:
         return None
     return (
         f"error: {wheel.name} is torch's build for CUDA: it needs {len(libraries)} libraries that "
-        f"requirements-cpu.lock leaves out ({libraries[0].split()[0]}, ...). Set TORCH_INDEX_URL to an index that has its build for CPUs "
-        f"(docs/images.md), or build on vLLM's image with requirements.lock."
+        f"requirements-cpu.lock leaves out ({libraries[0].split()[0]}, ...). Set TORCH_INDEX_URL to an index that has "
+        f"its build for CPUs (docs/images.md), or build on vLLM's image with requirements.lock."
     )
 
 
