@@ -6,6 +6,7 @@
 #   BASE_IMAGE       by digest for a release; the Dockerfile's otherwise
 #   BUILDER_IMAGE    of progrpo-cpu, likewise
 #   REQUIREMENTS     of progrpo-gpu: requirements.lock on vLLM's image, requirements-cpu.lock on one with Python alone
+#   TORCH_INDEX_URL  of requirements-cpu.lock: the index that has torch's build for CPUs; pip's own otherwise
 #   PYTHON_VERSION   of the base image; 3.12
 #   PYTHON, DOCKER   commands; python3 and docker
 set -euo pipefail
@@ -40,7 +41,13 @@ if [ ! -e "$stamp" ]; then
   rm -rf "$context/wheels" && mkdir "$context/wheels"
   target=(--python-version "$PYTHON_VERSION" --implementation cp --abi "cp${PYTHON_VERSION/./}" --abi abi3 --abi none)
   "$PYTHON" images/pins_for.py "$PYTHON_VERSION" <"images/$name/$requirements" >"$context/pins.txt"
-  pip download --no-deps "${target[@]}" "${platforms[@]}" --dest "$context/wheels" --requirement "$context/pins.txt"
+  fetch=(pip download --no-deps "${target[@]}" "${platforms[@]}" --dest "$context/wheels")
+  if [ "$requirements" = requirements-cpu.lock ]; then # by itself, as its index may have nothing else
+    "${fetch[@]}" ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "$(grep '^torch==' "$context/pins.txt")"
+    "$PYTHON" images/cpu_torch.py "$context"/wheels/torch-*.whl
+    sed -i '/^torch==/d' "$context/pins.txt"
+  fi
+  "${fetch[@]}" --requirement "$context/pins.txt"
   for sdist in "$context"/wheels/*.tar.gz; do # kfp-server-api has no wheel; one time, so that builds stay cached
     SOURCE_DATE_EPOCH=946684800 pip wheel --no-deps --wheel-dir "$context/wheels" "$sdist" && rm "$sdist"
   done

@@ -2,7 +2,8 @@
 
 It is no API server: it keeps objects, hands out uids and resource versions, checks the token, preconditions and label
 selectors, streams logs in chunks, and fails as it is told. What controllers would do, a test does: ``script`` holds
-functions that are called one by one, at each look at a TrainJob.
+functions that are called one by one, at each look at a TrainJob. What the webhooks of Kubeflow Trainer and JobSet
+refuse, it refuses (``webhooks.py``): a TrainJob at once, a JobSet as Trainer's controller says it, in an event.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
+
+from webhooks import jobset_of, refused_jobset, refused_trainjob
 
 TOKEN = "token-of-the-launcher"
 NAMESPACE = "team-a"
@@ -54,6 +57,7 @@ class KubernetesApi:
 
     def __init__(self, version: str = "2.2") -> None:
         self.version = version
+        self.runtimes: dict[str, dict] = {}
         self.trainjobs: dict[str, dict] = {}
         self.pods: dict[str, dict] = {}
         self.events: list[dict] = []
@@ -90,6 +94,21 @@ class KubernetesApi:
         )
         self.trainjobs[metadata["name"]] = trainjob
         return trainjob
+
+    def admit(self, trainjob: dict) -> str:
+        """Return what Trainer's webhook says against a TrainJob; empty: nothing."""
+        refused = refused_trainjob(trainjob, self.runtimes.get(trainjob["spec"]["runtimeRef"]["name"]))
+        webhook = 'admission webhook "validator.trainjob.trainer.kubeflow.org" denied the request'
+        return f"{webhook}: {', '.join(refused)}" if refused else ""
+
+    def make_jobset(self, trainjob: dict) -> None:
+        """Say what Trainer's controller says where JobSet's webhook refuses its JobSet (trainjob_controller.go)."""
+        jobset = jobset_of(trainjob, self.runtimes[trainjob["spec"]["runtimeRef"]["name"]])
+        if refused := refused_jobset(jobset):
+            name = trainjob["metadata"]["name"]
+            text = f'admission webhook "vjobset.kb.io" denied the request: JobSet.jobset.x-k8s.io "{name}" is invalid'
+            message = f"TrainJob resources reconciliation failed: {text}: {', '.join(refused)}"
+            self.warn(name, "TrainJobResourcesCreationFailed", message)
 
     def condition(self, kind: str, reason: str = "", message: str = "") -> None:
         """Set a condition of the one TrainJob."""
@@ -205,6 +224,13 @@ def serve(api: KubernetesApi, kubeconfig: Path, *, token: str = TOKEN) -> Iterat
                 rf"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{NAMESPACE}/trainjobs(/.+)?", path
             ):
                 return self._trainjob((match[1] or "")[1:], selector, body)
+            runtimes = f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{NAMESPACE}/trainingruntimes"
+            if path == runtimes:
+                labelled = [r for r in api.runtimes.values() if matches(r["metadata"]["labels"], selector)]
+                return self._json({"items": labelled, "metadata": {}})
+            if path.startswith(f"{runtimes}/"):
+                assert self.command == "DELETE"
+                return self._json(api.runtimes.pop(path.rpartition("/")[2], None))
             if match := re.fullmatch(rf"/apis/argoproj.io/v1alpha1/namespaces/{NAMESPACE}/workflows/(.+)", path):
                 return self._json(api.workflows.get(match[1]))
             if path == f"/api/v1/namespaces/{NAMESPACE}/events":
@@ -228,7 +254,11 @@ def serve(api: KubernetesApi, kubeconfig: Path, *, token: str = TOKEN) -> Iterat
                     return self._status(409, "already exists")
                 if unknown := set(body["spec"]) - set(FIELDS[api.version]):
                     return self._status(400, f"strict decoding error: unknown field {unknown}")
-                return self._json(api.add(body), 201)
+                if refusal := api.admit(body):
+                    return self._status(403, refusal)
+                trainjob = api.add(body)
+                api.make_jobset(trainjob)
+                return self._json(trainjob, 201)
             if self.command == "GET" and name:
                 return self._json(api.look(name))
             if self.command == "GET":
@@ -237,6 +267,8 @@ def serve(api: KubernetesApi, kubeconfig: Path, *, token: str = TOKEN) -> Iterat
             if self.command == "PATCH":
                 assert body is not None
                 assert self.headers["Content-Type"] == "application/merge-patch+json"
+                if name in api.trainjobs and (refusal := api.admit(api.trainjobs[name])):
+                    return self._status(403, refusal)
                 if name in api.trainjobs:
                     api.trainjobs[name]["metadata"].setdefault("annotations", {}).update(
                         body["metadata"]["annotations"]

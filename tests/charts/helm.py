@@ -48,8 +48,8 @@ class Release:
         return found[0]
 
     def pod(self, name: str) -> Pod:
-        """Return the pod of the manifest ``Kind/name``."""
-        return next(pod for pod in pods(self.manifests) if pod.name == name)
+        """Return the pod of the manifest ``Kind/name``, or of the first of a kind."""
+        return next(pod for pod in pods(self.manifests) if name in (pod.name, pod.owner["kind"]))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """A loopback stand-in for the Kubernetes API server, as far as Helm needs one to install, upgrade and uninstall.
 
-It keeps objects and refuses to change the data of an immutable Secret. It validates nothing, runs nothing, and knows no
-users: it shows what Helm's engine does with a chart that looks into the cluster, not what a cluster does.
+It keeps objects, refuses to change what can never change (``upgrade.py``), what Kubeflow Trainer's webhook refuses, and
+pods whose service account is not there. It validates nothing else, runs nothing, and knows no users: it shows what
+Helm's engine does with a chart that looks into the cluster, not what a cluster does.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
+
+from charts.upgrade import changes
+from webhooks import refused_runtime
 
 _RESOURCES = {
     "v1": {
@@ -89,12 +93,33 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _store(self, path: str, body: dict[str, Any]) -> None:
         old = self.server.objects.get(path)
-        if old and old["kind"] == "Secret" and old.get("immutable") and old["data"] != body.get("data"):
-            self._refuse(422, "Invalid", "data: Forbidden: field is immutable when `immutable` is set")
+        if old and (fixed := list(changes(old, body))):
+            self._refuse(422, "Invalid", f"{body['kind']} is invalid: Value is immutable: {', '.join(fixed)}")
+            return
+        if refusal := self._admission(path, body, is_new=old is None):
+            self._refuse(403, "Forbidden", refusal)
             return
         body["metadata"] |= {"uid": path, "resourceVersion": "1", "generation": 1}
         self.server.objects[path] = body
         self._answer(200 if old else 201, body)
+
+    def _admission(self, path: str, body: dict[str, Any], *, is_new: bool) -> str:
+        """Return what the API server's own admission or a webhook says against an object; empty: nothing."""
+        if is_new and body["kind"] == "Pod":  # plugin/pkg/admission/serviceaccount/admission.go
+            name = body["spec"].get("serviceAccountName", "default")
+            namespace = path.partition("/namespaces/")[2].partition("/")[0]
+            if (
+                name != "default"
+                and f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}" not in self.server.objects
+            ):
+                return (
+                    f'pods "{body["metadata"]["name"]}" is forbidden: error looking up service account '
+                    f'{namespace}/{name}: serviceaccount "{name}" not found'
+                )
+        if is_new and body["kind"] == "TrainingRuntime" and (refused := refused_runtime(body)):
+            webhook = "validator.trainingruntime.trainer.kubeflow.org"
+            return f'admission webhook "{webhook}" denied the request: {", ".join(refused)}'
+        return ""
 
     def _body(self) -> dict[str, Any]:
         text = self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -98,7 +98,7 @@ def test_compiled_pipelines_and_the_chart_agree_on_names():
     from progrpo_pipelines.packaging.placement import CONFIG_KEYS, CONFIG_MAP, SECRETS
 
     data = {}
-    for name in ("defaults", "mlflow-and-s3"):
+    for name in ("train-jobs-always", "mlflow-and-s3"):
         data |= render("progrpo", VALUES[name]).one("ConfigMap", CONFIG_MAP)["data"]
     by_hand = {"KF_PIPELINES_UI_ENDPOINT", "PROGRPO_TRACKING"}  # a link the site may give, a switch
     assert set(CONFIG_KEYS) - by_hand <= set(data)
@@ -125,7 +125,7 @@ def test_a_gpu_pool_is_what_the_form_takes():
 
 
 def test_runs_have_the_rights_that_the_check_asks_for():
-    from progrpo_pipelines.doctor.cluster import POOLS, RIGHTS, RUNTIME
+    from progrpo_pipelines.doctor.cluster import DEFAULTS, POOLS, RIGHTS, RUNTIME_KEY
 
     release = render("progrpo", VALUES["gpu-pool-of-runtime"])
     given = {
@@ -136,5 +136,6 @@ def test_runs_have_the_rights_that_the_check_asks_for():
         for verb in rule["verbs"]
     }
     assert {(group, resource, verb) for group, resource, verbs in RIGHTS for verb in verbs} <= given
-    assert release.one("TrainingRuntime", RUNTIME)
+    runtime = release.one("ConfigMap", DEFAULTS)["data"][RUNTIME_KEY]
+    assert release.one("TrainingRuntime", runtime)
     assert release.one("ConfigMap", POOLS)

@@ -17,7 +17,13 @@ BLOCKS = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
 def test_the_values_it_shows_work(block):
     values = yaml.safe_load(block)
     assert lint("progrpo", values) == []
-    assert schema_problems(render("progrpo", {"trainJobs": {"mode": "always"}} | values).manifests, ["1.31"]) == []
+    assert (
+        schema_problems(
+            render("progrpo", {"trainJobs": {"mode": "always", "runtime": {"create": True}}} | values).manifests,
+            ["1.31"],
+        )
+        == []
+    )
 
 
 def test_it_shows_values_for_every_kind_of_site():

@@ -19,7 +19,9 @@ USER = "12345:0"  # as OpenShift gives: the manifest names none
 
 @pytest.fixture(scope="module")
 def release():
-    return render("progrpo", {"trainJobs": {"mode": "always"}, "kfp": {"tokenAudience": ""}})
+    return render(
+        "progrpo", {"trainJobs": {"mode": "always", "runtime": {"create": True}}, "kfp": {"tokenAudience": ""}}
+    )
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 
 from charts.helm import load_values, pods, render, selects, values_files
 
-ALWAYS = {"trainJobs": {"mode": "always"}}
+ALWAYS = {"trainJobs": {"mode": "always", "runtime": {"create": True}}}
 VALUES = {path.stem: load_values(path) for path in values_files("progrpo")}
 
 
@@ -42,7 +42,7 @@ def test_only_pipelines_training_and_the_check_reach_the_sandbox(release):
     (rule,) = release.one("NetworkPolicy", "progrpo-sandbox")["spec"]["ingress"]
     assert rule["ports"] == [{"protocol": "TCP", "port": 8080}]
     kfp_pod = {"pipelines.kubeflow.org/v2_component": "true"}
-    training = release.pod("TrainingRuntime/progrpo-torch").metadata["labels"]
+    training = release.pod("TrainingRuntime").metadata["labels"]
     doctor = release.pod("Job/progrpo-doctor").metadata["labels"]
 
     def reaches(labels):
@@ -90,7 +90,9 @@ def test_without_a_sandbox_nobody_is_sent_to_it():
 def test_network_policies_select_the_pods_they_are_for(everything):
     policies = {p["metadata"]["name"]: p["spec"] for p in everything.of("NetworkPolicy")}
     covered = {
-        each.name: [name for name, spec in policies.items() if selects(spec["podSelector"], each.metadata["labels"])]
+        each.name.partition("/progrpo-torch-")[0]: [
+            name for name, spec in policies.items() if selects(spec["podSelector"], each.metadata["labels"])
+        ]
         for each in pods(everything.manifests)
     }
     assert covered == {
@@ -98,7 +100,8 @@ def test_network_policies_select_the_pods_they_are_for(everything):
         "Job/progrpo-doctor": ["progrpo-jobs"],
         "CronJob/progrpo-reaper": ["progrpo-jobs"],
         "Deployment/progrpo-sandbox": ["progrpo-sandbox"],
-        "TrainingRuntime/progrpo-torch": ["progrpo-training"],
+        "TrainingRuntime": ["progrpo-training"],
+        "Pod/progrpo-account": ["progrpo-jobs"],
     }
     assert selects(policies["progrpo-runs"]["podSelector"], {"pipelines.kubeflow.org/v2_component": "true"})
 
@@ -121,7 +124,7 @@ def test_allowed_ways_out_are_the_ones_that_are_named():
 
 def test_ranks_hear_each_other(everything):
     spec = everything.one("NetworkPolicy", "progrpo-training")["spec"]
-    labels = everything.pod("TrainingRuntime/progrpo-torch").metadata["labels"]
+    labels = everything.pod("TrainingRuntime").metadata["labels"]
     (rule,) = spec["ingress"]
     assert selects(rule["from"][0]["podSelector"], labels)
     assert "ports" not in rule

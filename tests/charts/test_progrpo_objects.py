@@ -7,7 +7,7 @@ import yaml
 
 from charts.helm import CHARTS, load_values, pods, render, values_files
 
-ALWAYS = {"trainJobs": {"mode": "always"}}
+ALWAYS = {"trainJobs": {"mode": "always", "runtime": {"create": True}}}
 VALUES = {path.stem: load_values(path) for path in values_files("progrpo")}
 
 
@@ -26,7 +26,7 @@ def everything():
 
 def test_gpus_go_to_training_only():
     release = render("progrpo", VALUES["gpu-pool-of-runtime"])
-    training = release.pod("TrainingRuntime/progrpo-torch")
+    training = release.pod("TrainingRuntime")
     (node,) = training.spec["containers"]
     pool = VALUES["gpu-pool-of-runtime"]["gpuPools"]["h100"]
     assert node["resources"]["limits"]["nvidia.com/gpu"] == "8"
@@ -65,7 +65,7 @@ def test_pools_are_files_of_parameters():
 
 def test_the_training_runtime_is_what_the_launcher_asks_for(release):
     """Names and numbers are the defaults of ``trainjob`` in a run's settings (docs/trainjob.md)."""
-    runtime, training = release.one("TrainingRuntime"), release.pod("TrainingRuntime/progrpo-torch")
+    runtime, training = release.one("TrainingRuntime"), release.pod("TrainingRuntime")
     (node,) = training.spec["containers"]
     assert node["name"] == "node"
     assert node["command"] == ["python", "-m", "progrpo_components.trainjob.worker"]
@@ -83,7 +83,7 @@ def test_the_training_runtime_is_what_the_launcher_asks_for(release):
 
 def test_training_pods_get_the_variables_that_are_given():
     values = VALUES["train-jobs-placement"]["trainJobs"]
-    training = render("progrpo", VALUES["train-jobs-placement"]).pod("TrainingRuntime/progrpo-torch")
+    training = render("progrpo", VALUES["train-jobs-placement"]).pod("TrainingRuntime")
     environment = {v["name"]: v["value"] for v in training.spec["containers"][0]["env"]}
     assert environment == {"HOME": "/work", "TMPDIR": "/work", **values["env"]}
     assert training.spec["priorityClassName"] == values["priorityClassName"]
@@ -105,7 +105,7 @@ def test_a_user_s_error_is_not_tried_again(release):
 @pytest.mark.parametrize(("values", "claim"), [("cache", "progrpo-cache"), ("cache-existing", "team-models")])
 def test_the_cache_is_mounted_where_the_images_keep_theirs(values, claim):
     release = render("progrpo", VALUES[values])
-    training = release.pod("TrainingRuntime/progrpo-torch")
+    training = release.pod("TrainingRuntime")
     (volume,) = (v for v in training.spec["volumes"] if v["name"] == "cache")
     assert volume["persistentVolumeClaim"]["claimName"] == claim
     assert {"name": "cache", "mountPath": "/cache"} in training.spec["containers"][0]["volumeMounts"]
@@ -119,13 +119,14 @@ def test_auto_follows_the_cluster(tmp_path):
     helpers = chart / "templates" / "_helpers.tpl"
     asked = 'APIVersions.Has "trainer.kubeflow.org/v1alpha1"'
     assert helpers.read_text().count(asked) == 1
-    parts = ("TrainingRuntime", "CronJob")
-    assert not render(chart).of(*parts)
+    parts, made = ("TrainingRuntime", "CronJob"), {"trainJobs": {"runtime": {"create": True}}}
+    assert not render(chart, made).of(*parts)
     assert "no Kubeflow Trainer" in render(chart).notes
     helpers.write_text(helpers.read_text().replace(asked, 'APIVersions.Has "apps/v1"'))
-    assert len(render(chart).of(*parts)) == 2
+    assert len(render(chart, made).of(*parts)) == 2
     assert "no Kubeflow Trainer" not in render(chart).notes
     assert not render(chart, {"trainJobs": {"mode": "never"}}).of(*parts)
+    assert "PROGRPO_TRAINING_RUNTIME" not in render(chart, {"trainJobs": {"mode": "never"}}).one("ConfigMap")["data"]
 
 
 # Settings
@@ -145,15 +146,16 @@ def test_settings_of_pipeline_pods():
 
 def test_what_is_not_set_is_absent(release):
     """An empty AWS_ENDPOINT_URL would be taken for an address."""
-    data = release.one("ConfigMap", "progrpo-defaults")["data"]
+    data = dict(release.one("ConfigMap", "progrpo-defaults")["data"])
+    assert data.pop("PROGRPO_TRAINING_RUNTIME") == release.one("TrainingRuntime")["metadata"]["name"]
     assert sorted(data) == ["AWS_REGION", "KFP_ENDPOINT", "PROGRPO_SANDBOX_URL"]
     assert all(data.values())
 
 
 def test_the_ca_bundle_is_trusted_by_everyone_who_calls_out():
     release = render("progrpo", VALUES["ca-bundle"])
-    for name in ("Job/progrpo-upload", "Job/progrpo-doctor", "TrainingRuntime/progrpo-torch"):
-        each = next(p for p in pods(release.manifests) if p.name == name)
+    for name in ("Job/progrpo-upload", "Job/progrpo-doctor", "TrainingRuntime"):
+        each = release.pod(name)
         container = each.spec["containers"][0]
         environment = {v["name"]: v.get("value") for v in container["env"]}
         for variable in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE"):
@@ -165,7 +167,7 @@ def test_images_have_one_registry_and_digests_win():
     release = render("progrpo", VALUES["air-gap"])
     compiling = release.pod("Job/progrpo-upload").spec["initContainers"][0]
     environment = {v["name"]: v.get("value") for v in compiling["env"]}
-    training = release.pod("TrainingRuntime/progrpo-torch").spec["containers"][0]["image"]
+    training = release.pod("TrainingRuntime").spec["containers"][0]["image"]
     # What pipelines run is what the chart's own pods run.
     assert environment["PROGRPO_CPU_IMAGE"] == compiling["image"]
     assert environment["PROGRPO_GPU_IMAGE"] == training
@@ -206,7 +208,8 @@ def test_names_stay_within_kubernetes_bounds(name):
         assert len(manifest["metadata"]["name"]) <= (52 if manifest["kind"] == "CronJob" else 63)
     # Compiled pipelines know these by name.
     assert release.one("ConfigMap", "progrpo-defaults")
-    assert release.one("TrainingRuntime", "progrpo-torch")
+    runtime = release.one("TrainingRuntime")["metadata"]["name"]
+    assert release.one("ConfigMap", "progrpo-defaults")["data"]["PROGRPO_TRAINING_RUNTIME"] == runtime
 
 
 # What a user sees
@@ -230,11 +233,12 @@ def test_notes_give_the_next_commands(release, everything):
 
 
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
-def test_uninstalling_leaves_nothing(values):
-    """Helm deletes all but hooks and what asks to stay; our hooks delete themselves."""
+def test_uninstalling_leaves_nothing_but_runtimes(values):
+    """Helm deletes all but hooks and what asks to stay, a runtime that TrainJobs use; our hooks delete themselves."""
     for manifest in render("progrpo", values).manifests:
         annotations = manifest["metadata"].get("annotations", {})
-        assert "helm.sh/resource-policy" not in annotations
+        assert ("helm.sh/resource-policy" in annotations) is (manifest["kind"] == "TrainingRuntime")
         if "helm.sh/hook" in annotations:
-            assert "hook-succeeded" in annotations["helm.sh/hook-delete-policy"]
-            assert manifest["spec"]["ttlSecondsAfterFinished"] > 0
+            policy = annotations["helm.sh/hook-delete-policy"]
+            assert "hook-succeeded" in policy
+            assert "hook-failed" in policy or manifest["spec"]["ttlSecondsAfterFinished"] > 0

@@ -14,7 +14,7 @@ import yaml
 from charts.helm import ROOT, render
 from s3 import free_ports
 
-ALWAYS = {"trainJobs": {"mode": "always"}}
+ALWAYS = {"trainJobs": {"mode": "always", "runtime": {"create": True}}}
 START_S = 60
 
 
@@ -37,40 +37,18 @@ def test_the_roles_are_those_of_docs_trainjob():
         assert given == wanted
 
 
-def test_the_runtime_is_the_launcher_s_default():
+def test_the_runtime_is_the_launcher_s_default(monkeypatch):
     from progrpo.config.trainjob import TrainJobConfig
+    from progrpo_components.trainjob.launcher import find_runtime
 
-    config = TrainJobConfig()
-    runtime = render("progrpo", ALWAYS).one(config.runtime_kind, config.runtime)
+    config, release = TrainJobConfig(), render("progrpo", ALWAYS)
+    for name, value in release.one("ConfigMap", "progrpo-defaults")["data"].items():
+        monkeypatch.setenv(name, value)
+    runtime = release.one(config.runtime_kind, find_runtime(config))
     assert runtime["spec"]["mlPolicy"]["numNodes"] == config.num_nodes
     text = str(runtime)
     for name in (config.config_map, config.s3_secret, config.mlflow_secret, config.shm_size):
         assert f"'{name}'" in text
-
-
-def test_the_runtime_is_that_of_docs_trainjob():
-    """Whose ``tests/trainjob`` it passed; the chart may say more, not other."""
-    text = (ROOT / "docs" / "trainjob.md").read_text()
-    (block,) = re.findall(r"```yaml\n(apiVersion: trainer.*?)```", text, re.DOTALL)
-    assert list(differences(yaml.safe_load(block), render("progrpo", ALWAYS).one("TrainingRuntime"), "")) == []
-
-
-# The chart's own: where images come from, what a pod may take, and a ConfigMap that is always there.
-CHOSEN = ("image", "resources", "envFrom")
-
-
-def differences(wanted, given, where):
-    """Yield what of ``wanted`` is not in ``given``; lists of named things are compared by name."""
-    if isinstance(wanted, dict) and isinstance(given, dict):
-        for name, value in wanted.items():
-            if name not in CHOSEN:
-                yield from differences(value, given.get(name), f"{where}.{name}")
-    elif isinstance(wanted, list) and all(isinstance(item, dict) and "name" in item for item in wanted):
-        there = {item["name"]: item for item in given or ()}
-        for item in wanted:
-            yield from differences(item, there.get(item["name"]), f"{where}[{item['name']}]")
-    elif wanted != given:
-        yield f"{where}: {given}, not {wanted}"
 
 
 @contextmanager

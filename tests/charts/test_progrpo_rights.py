@@ -4,7 +4,7 @@ import pytest
 
 from charts.helm import load_values, pods, render, values_files
 
-ALWAYS = {"trainJobs": {"mode": "always"}}
+ALWAYS = {"trainJobs": {"mode": "always", "runtime": {"create": True}}}
 VALUES = {path.stem: load_values(path) for path in values_files("progrpo")}
 
 
@@ -34,9 +34,10 @@ def test_pipeline_runs_may_handle_trainjobs_and_nothing_else(release):
     }
 
 
-def test_the_reaper_may_list_and_delete_trainjobs(release):
+def test_the_reaper_may_list_and_delete_trainjobs_and_what_the_chart_made(release):
     assert rules(release, "progrpo-reaper") == {
         ("trainer.kubeflow.org", "trainjobs"): ["list", "delete"],
+        ("trainer.kubeflow.org", "trainingruntimes"): ["list", "delete"],
         ("argoproj.io", "workflows"): ["get"],
     }
 
@@ -44,7 +45,6 @@ def test_the_reaper_may_list_and_delete_trainjobs(release):
 def test_the_upload_has_rights_in_kubeflow_pipelines_only(release):
     assert rules(release, "progrpo-upload") == {
         ("pipelines.kubeflow.org", "pipelines"): ["create", "get", "list"],
-        ("pipelines.kubeflow.org", "pipelines/versions"): ["create", "get", "list"],
     }
 
 
@@ -77,8 +77,8 @@ def test_accounts_have_the_tokens_they_need(release):
     assert release.pod("Job/progrpo-upload").spec["serviceAccountName"] == "progrpo-upload"
     # The check sees what pipeline pods see.
     assert release.pod("Job/progrpo-doctor").spec["serviceAccountName"] == "default-editor"
-    assert release.pod("TrainingRuntime/progrpo-torch").spec["serviceAccountName"] == "default-editor"
-    assert release.pod("TrainingRuntime/progrpo-torch").spec["automountServiceAccountToken"] is False
+    assert release.pod("TrainingRuntime").spec["serviceAccountName"] == "default-editor"
+    assert release.pod("TrainingRuntime").spec["automountServiceAccountToken"] is False
     assert all(account["automountServiceAccountToken"] is False for account in release.of("ServiceAccount"))
 
 
@@ -119,7 +119,7 @@ def test_only_the_check_and_training_get_credentials(release):
         for source in container.get("envFrom", ())
         if "secretRef" in source
     }
-    assert holders == {"Job/progrpo-doctor", "TrainingRuntime/progrpo-torch"}
+    assert holders == {"Job/progrpo-doctor", release.pod("TrainingRuntime").name}
 
 
 def test_the_token_for_kubeflow_pipelines_is_good_for_nothing_else(release):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from charts.helm import Manifest, key
+from webhooks import IMMUTABLE
 
 # Of spec: everything but these is fixed.
 _STATEFUL_SET = {
@@ -30,7 +31,7 @@ def refused(before: Iterable[Manifest], after: Iterable[Manifest]) -> list[str]:
     old = {key(manifest): manifest for manifest in before if not _is_hook(manifest)}
     new = {key(manifest): manifest for manifest in after if not _is_hook(manifest)}
     return [
-        f"{name}: {problem}" for name in sorted(old.keys() & new.keys()) for problem in _changes(old[name], new[name])
+        f"{name}: {problem}" for name in sorted(old.keys() & new.keys()) for problem in changes(old[name], new[name])
     ]
 
 
@@ -40,7 +41,8 @@ def lost(before: Iterable[Manifest], after: Iterable[Manifest]) -> list[str]:
     return sorted(key(m) for m in before if m["kind"] in _PRECIOUS and key(m) not in left and not _is_kept(m))
 
 
-def _changes(old: Manifest, new: Manifest) -> Iterator[str]:
+def changes(old: Manifest, new: Manifest) -> Iterator[str]:
+    """Yield what the API server refuses to change in one object."""
     if old["apiVersion"].partition("/")[0] != new["apiVersion"].partition("/")[0]:
         yield f"apiVersion {old['apiVersion']} -> {new['apiVersion']}"
     before, after = old.get("spec") or {}, new.get("spec") or {}
@@ -57,12 +59,23 @@ def _changes(old: Manifest, new: Manifest) -> Iterator[str]:
             yield from _differences(before, after, {"clusterIP"})
         case "RoleBinding":
             yield from _differences(old, new, {"roleRef"})
+        case "TrainingRuntime":
+            yield from _fixed_of_runtime(before["template"]["spec"], after["template"]["spec"])
         case "LocalQueue":
             yield from _differences(before, after, {"clusterQueue"})
         case "ConfigMap" | "Secret" if old.get("immutable"):
             yield from _differences(old, new, {"data", "binaryData", "stringData", "immutable"})
         case "Secret":
             yield from _differences(old, new, {"type"})
+
+
+def _fixed_of_runtime(old: Any, new: Any) -> Iterator[str]:
+    """Yield what the CRD's CEL rules say of a runtime: they compare a field only where both have it."""
+    yield from _differences(old, new, [field for field in IMMUTABLE if field in old and field in new])
+    before = {job["name"]: job for job in old.get("replicatedJobs", ())}
+    for job in new.get("replicatedJobs", ()):
+        if "dependsOn" in job and "dependsOn" in before.get(job["name"], {}):
+            yield from _differences(before[job["name"]], job, {"dependsOn"})
 
 
 def _differences(old: Any, new: Any, fields: Iterable[str]) -> Iterator[str]:

@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -39,6 +41,70 @@ def test_another_vllm_than_the_tested_one_fails_the_build(tmp_path):
     done = check(tmp_path)
     assert done.returncode == 1
     assert re.search(r"vllm 0\.1\.0, but progrpo was tested with 0\.\d+\.\d+", done.stderr)
+
+
+BACKEND = """
+import zipfile
+
+def build_wheel(folder, *_):
+    name, info = "progrpo-0.0.1-py3-none-any.whl", "progrpo-0.0.1.dist-info"
+    with zipfile.ZipFile(f"{folder}/{name}", "w") as archive:
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\\nName: progrpo\\nVersion: 0.0.1\\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return name
+"""
+
+
+def index(folder: Path, *wheels: tuple[str, str, str]) -> str:
+    """Make a package index of wheels (name, version, what it requires), and return its URL."""
+    for name, version, required in wheels:
+        file = folder / name / f"{name}-{version}-py3-none-any.whl"
+        file.parent.mkdir(parents=True)
+        with zipfile.ZipFile(file, "w") as archive:
+            requires = f"Requires-Dist: {required}\n" if required else ""
+            metadata_ = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{requires}"
+            archive.writestr(f"{name}-{version}.dist-info/METADATA", metadata_)
+            archive.writestr(f"{name}-{version}.dist-info/WHEEL", "Wheel-Version: 1.0\n")
+        (file.parent / "index.html").write_text(f'<a href="{file.name}">{file.name}</a>')
+    return folder.as_uri()
+
+
+@pytest.fixture
+def build(tmp_path):
+    """A copy of images/ with a lock file of two packages; return a function that builds, as far as Docker."""
+    shutil.copytree(REPOSITORY / "images", tmp_path / "images")
+    (tmp_path / "images/progrpo-gpu/requirements-cpu.lock").write_text("numpy==2.0.0\ntorch==2.13.0\n")
+    (tmp_path / "backend.py").write_text(BACKEND)
+    project = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    (tmp_path / "pyproject.toml").write_text(f'{project}[project]\nname = "progrpo"\nversion = "0.0.1"\n')
+    cuda = ("torch", "2.13.0", 'nvidia-cublas (==13.1) ; platform_system == "Linux"')
+    own = index(tmp_path / "index", cuda, ("numpy", "2.0.0", ""), ("pip", "26.3", ""))
+
+    def run(**settings: str) -> subprocess.CompletedProcess[str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+        environment = {**kept, "PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": own, "DOCKER": "echo"}
+        environment |= {"PYTHON": sys.executable, "REQUIREMENTS": "requirements-cpu.lock", **settings}
+        command = ["bash", str(tmp_path / "images" / "build.sh"), "progrpo-gpu"]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+
+    return run
+
+
+def test_torch_for_cuda_is_refused_where_no_cuda_comes_with_it(build):
+    done = build()
+    assert done.returncode == 1
+    assert "torch-2.13.0-py3-none-any.whl is torch's build for CUDA" in done.stderr
+    assert "Set TORCH_INDEX_URL to an index that has its build for CPUs" in done.stderr
+    assert "build" not in done.stdout, "Docker was not asked"
+    assert build().returncode == 1, "nothing is kept that would make a second try succeed"
+
+
+def test_torch_for_cpus_comes_from_the_index_that_is_named(build, tmp_path):
+    done = build(TORCH_INDEX_URL=index(tmp_path / "cpu", ("torch", "2.13.0+cpu", "")))
+    assert done.returncode == 0, done.stderr
+    wheels = {path.name.partition("-py3")[0] for path in tmp_path.glob("build/images/progrpo-gpu/wheels/*.whl")}
+    assert wheels == {"torch-2.13.0+cpu", "numpy-2.0.0"}
 
 
 def pins(path: Path) -> dict[tuple[str, str], str]:

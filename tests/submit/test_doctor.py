@@ -19,6 +19,7 @@ from progrpo_pipelines.doctor.cluster import RIGHTS
 from s3 import s3_server  # noqa: F401 - a fixture
 
 TRAINER = "/apis/trainer.kubeflow.org/v1alpha1"
+DEFAULTS = "/api/v1/namespaces/team/configmaps/progrpo-defaults"
 TOKEN = "kubernetes-secret-token"
 
 
@@ -29,7 +30,8 @@ class Kubernetes:
         self.objects = {
             "/version": {"gitVersion": "v1.33.1"},
             TRAINER: {"resources": [{"name": "trainjobs"}, {"name": "trainingruntimes"}]},
-            f"{TRAINER}/namespaces/team/trainingruntimes/progrpo-torch": {"kind": "TrainingRuntime"},
+            f"{TRAINER}/namespaces/team/trainingruntimes/progrpo-torch-1": {"kind": "TrainingRuntime"},
+            DEFAULTS: {"data": {"PROGRPO_TRAINING_RUNTIME": "progrpo-torch-1"}},
             "/api/v1/nodes": {"items": [node("a", "8", pool="h100"), node("b", "8", pool="h100"), node("cpu", None)]},
             "/api/v1/namespaces/team/configmaps/progrpo-gpu-pools": {"data": {"h100": pool("h100", 8)}},
         }
@@ -276,7 +278,7 @@ class TestKubernetes:
         code, checks = doctor()
         assert code == 0, checks
         assert checks["Kubernetes"]["detail"] == "version v1.33.1, namespace team"
-        assert checks["Training runtime"]["detail"] == "progrpo-torch"
+        assert checks["Training runtime"]["detail"] == "progrpo-torch-1"
         assert checks["GPU nodes"]["detail"] == "16 nvidia.com/gpu on 2 nodes"
         assert checks["GPU pool h100"]["detail"] == "2 nodes with 8 nvidia.com/gpu or more"
 
@@ -319,9 +321,18 @@ class TestKubernetes:
         assert not any(review["group"] for review in kubernetes.reviews)
 
     def test_no_runtime(self, doctor, kubernetes):
-        del kubernetes.objects[f"{TRAINER}/namespaces/team/trainingruntimes/progrpo-torch"]
+        """An owner's install has none before an administrator makes it: training on one node works without."""
+        del kubernetes.objects[f"{TRAINER}/namespaces/team/trainingruntimes/progrpo-torch-1"]
         code, checks = doctor()
-        assert (code, checks["Training runtime"]["state"]) == (1, "failed")
+        assert (code, checks["Training runtime"]["state"]) == (0, "warning")
+        assert "there is no progrpo-torch-1" in checks["Training runtime"]["detail"]
+        assert "An administrator of the cluster makes it" in checks["Training runtime"]["mend"]
+        del kubernetes.objects[DEFAULTS]
+        assert "names none" in doctor()[1]["Training runtime"]["detail"]
+
+    def test_the_runtime_of_a_pod_is_that_of_its_environment(self, doctor, kubernetes, monkeypatch):
+        monkeypatch.setenv("PROGRPO_TRAINING_RUNTIME", "own")
+        assert "there is no own" in doctor()[1]["Training runtime"]["detail"]
 
     def test_account_of_the_runs_may_not_look_at_nodes(self, doctor, kubernetes):
         kubernetes.statuses = {"/api/v1/nodes": 403}

@@ -2,7 +2,8 @@
 
 import pytest
 
-from kubernetes_api import KubernetesApi, serve
+from charts.helm import render
+from kubernetes_api import KubernetesApi, at, serve
 from progrpo.config import TrainJobConfig
 from progrpo.manifest import write_manifest
 from progrpo_components.trainjob import launcher
@@ -11,10 +12,19 @@ from progrpo_components.trainjob.job import WorkerJob
 from progrpo_components.trainjob.launcher import launch
 
 
+@pytest.fixture(scope="session")
+def training_runtime():
+    """The training runtime of charts/progrpo."""
+    return render("progrpo", {"trainJobs": {"mode": "always", "runtime": {"create": True}}}).one("TrainingRuntime")
+
+
 @pytest.fixture
-def api(tmp_path, monkeypatch):
-    """A stand-in API server; the kubeconfig points to it."""
+def api(tmp_path, monkeypatch, training_runtime):
+    """A stand-in API server with the chart's training runtime; the kubeconfig points to it."""
     api = KubernetesApi()
+    metadata = {**training_runtime["metadata"], "creationTimestamp": at(-86400)}
+    api.runtimes[metadata["name"]] = {**training_runtime, "metadata": metadata}
+    monkeypatch.setenv("PROGRPO_TRAINING_RUNTIME", metadata["name"])
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setenv("KFP_POD_NAME", "launcher-pod")

@@ -1,4 +1,4 @@
-"""docs/trainjob.md says what the code does: the rights are those that are used, the runtime fits the TrainJob."""
+"""docs/trainjob.md names the rights that are used; the chart's runtime fits the TrainJob."""
 
 import re
 from datetime import timedelta
@@ -10,7 +10,7 @@ import yaml
 from kubernetes_api import NAMESPACE
 from progrpo.config import TrainJobConfig
 from progrpo_components.trainjob.cluster import Cluster
-from progrpo_components.trainjob.reaper import reap
+from progrpo_components.trainjob.reaper import reap, reap_runtimes
 from progrpo_components.trainjob.spec import Owner, build_trainjob
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "trainjob.md").read_text(encoding="utf-8")
@@ -47,7 +47,8 @@ def used(api):
 
 
 def test_the_launchers_rights_are_those_it_uses(api, launched, write_output, job):
-    api.add(build_trainjob(job, TrainJobConfig(), namespace=NAMESPACE, api="runtimePatches"))
+    (runtime,) = api.runtimes
+    api.add(build_trainjob(job, TrainJobConfig(), namespace=NAMESPACE, runtime=runtime, api="runtimePatches"))
     api.condition("Failed")
     running = {"running": {}}
     api.script = [
@@ -61,37 +62,40 @@ def test_the_launchers_rights_are_those_it_uses(api, launched, write_output, job
 
 
 def test_the_reapers_rights_are_those_it_uses(api, job):
-    body = build_trainjob(job, TrainJobConfig(), namespace=NAMESPACE, api="runtimePatches", owner=Owner("gone", "u"))
-    api.add(body)
+    owner, (runtime,) = Owner("gone", "u"), api.runtimes
+    config = TrainJobConfig()
+    api.add(build_trainjob(job, config, namespace=NAMESPACE, runtime=runtime, api="runtimePatches", owner=owner))
     reap(Cluster.connect(), max_heartbeat_age=timedelta(minutes=15))
+    api.trainjobs.clear()
+    reap_runtimes(Cluster.connect(), "another")
     assert used(api) == rights(block("# reaper"))
 
 
-@pytest.fixture(scope="module")
-def pod():
-    runtime = block("kind: TrainingRuntime")
-    assert runtime["metadata"]["name"] == TrainJobConfig().runtime
-    (replicated,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+@pytest.fixture
+def pod(training_runtime):
+    (replicated,) = training_runtime["spec"]["template"]["spec"]["replicatedJobs"]
     assert replicated["name"] == "node"
     return replicated["template"]["spec"]["template"]["spec"]
 
 
 def test_the_runtime_has_what_a_trainjob_patches(pod, make_job):
-    body = build_trainjob(make_job(), TrainJobConfig(), namespace=NAMESPACE, api="runtimePatches")
+    body = build_trainjob(make_job(), TrainJobConfig(), namespace=NAMESPACE, runtime="r", api="runtimePatches")
     (container,) = pod["containers"]
     assert container["name"] == "node"
     assert container["command"] == body["spec"]["trainer"]["command"]
     sources = [item.get("configMapRef", item.get("secretRef")) for item in container["envFrom"]]
     config = TrainJobConfig()
     assert [source["name"] for source in sources] == [config.config_map, config.s3_secret, config.mlflow_secret]
-    assert all(source["optional"] for source in sources)
+    assert [source.get("optional", False) for source in sources] == [False, True, True], "the chart makes the first"
     (shm,) = [volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "dshm"]
     assert shm == {"medium": "Memory", "sizeLimit": config.shm_size}, "one volume of that name, not two"
 
 
 def test_the_runtime_passes_the_restricted_standard(pod):
     (container,) = pod["containers"]
-    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
     mounted = {mount["mountPath"] for mount in container["volumeMounts"]}

@@ -1,5 +1,6 @@
 """The launcher against a stand-in of the Kubernetes API: no cluster was used."""
 
+import json
 import os
 import signal
 import subprocess
@@ -23,6 +24,11 @@ RUNNING = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
 
 def ended(code, message="", reason="Error"):
     return {"terminated": {"exitCode": code, "message": message, "reason": reason}}
+
+
+def build(job):
+    runtime = os.environ["PROGRPO_TRAINING_RUNTIME"]
+    return build_trainjob(job, TrainJobConfig(), namespace="team-a", runtime=runtime, api="runtimePatches")
 
 
 def run_two_nodes(api):
@@ -61,6 +67,42 @@ def test_trainer_2_1_gets_overrides_and_no_deadline(api, launched, write_output)
     assert not {"runtimePatches", "activeDeadlineSeconds"} & body["spec"].keys()
 
 
+@pytest.mark.parametrize("values", [{}, {"runtime": "own"}])
+def test_the_runtime_is_the_run_s_else_the_chart_s(api, launched, write_output, values):
+    ours = os.environ["PROGRPO_TRAINING_RUNTIME"]
+    api.runtimes["own"] = api.runtimes[ours]
+    api.script = [lambda: (write_output(), api.condition("Complete"))]
+    launched(**values)
+    (body,) = api.sent("POST")
+    assert body["spec"]["runtimeRef"]["name"] == values.get("runtime", ours)
+
+
+def test_without_the_name_of_a_runtime_it_says_what_gives_it(api, launched, monkeypatch):
+    monkeypatch.delenv("PROGRPO_TRAINING_RUNTIME")
+    with pytest.raises(
+        ConfigError, match=r"no training runtime is named. Set trainjob.runtime, or have charts/progrpo"
+    ):
+        launched()
+
+
+def test_a_runtime_that_is_not_there_is_said_at_once(api, launched):
+    api.runtimes.clear()
+    with pytest.raises(ConfigError, match=r"trainingRuntime must be created before the TrainJob is created. Check tr"):
+        launched()
+    assert not api.trainjobs
+
+
+def test_a_jobset_that_its_webhook_refuses_ends_the_step(api, launched):
+    (runtime,) = api.runtimes.values()
+    changed = json.loads(json.dumps(runtime))
+    changed["spec"]["template"]["spec"]["failurePolicy"]["rules"][0]["name"] = "user-error"
+    api.runtimes[runtime["metadata"]["name"]] = changed
+    with pytest.raises(
+        ClusterError, match=r"refused: .*invalid failure policy rule name 'user-error'.* Ask the cluster"
+    ):
+        launched()
+
+
 def test_without_trainer_it_says_what_to_install(api, launched):
     api.faults = [Fault("GET", "/openapi", 404)]
     with pytest.raises(ClusterError, match=r"no API trainer.kubeflow.org/v1alpha1. Install Kubeflow Trainer"):
@@ -69,7 +111,7 @@ def test_without_trainer_it_says_what_to_install(api, launched):
 
 def test_a_retried_step_adopts_what_runs(api, launched, write_output, job):
     """The earlier attempt wrote elsewhere, as Kubeflow gives a retried run's task another URI."""
-    body = build_trainjob(job, TrainJobConfig(), namespace="team-a", api="runtimePatches")
+    body = build(job)
     api.add(body)
     api.script = [lambda: None, lambda: run_two_nodes(api), lambda: (write_output(), api.condition("Complete"))]
     second = job.model_copy(update={"output": "s3://bucket/of-the-second-attempt"})
@@ -80,7 +122,7 @@ def test_a_retried_step_adopts_what_runs(api, launched, write_output, job):
 
 
 def test_a_retried_step_takes_what_is_complete(api, launched, write_output, job):
-    api.add(build_trainjob(job, TrainJobConfig(), namespace="team-a", api="runtimePatches"))
+    api.add(build(job))
     api.condition("Complete")
     write_output()
     launched()
@@ -90,7 +132,7 @@ def test_a_retried_step_takes_what_is_complete(api, launched, write_output, job)
 
 @pytest.mark.parametrize("condition", ["Failed", "Complete"])
 def test_a_retried_step_replaces_what_left_nothing(api, launched, write_output, job, condition):
-    old = api.add(build_trainjob(job, TrainJobConfig(), namespace="team-a", api="runtimePatches"))
+    old = api.add(build(job))
     api.condition(condition)
     api.deletion_polls = 2
 
@@ -110,7 +152,7 @@ def test_a_retried_step_replaces_what_left_nothing(api, launched, write_output, 
 
 def test_an_old_one_that_does_not_go_is_an_error(api, launched, job, monkeypatch):
     monkeypatch.setattr(launcher, "GONE_S", 0.2)
-    api.add(build_trainjob(job, TrainJobConfig(), namespace="team-a", api="runtimePatches"))
+    api.add(build(job))
     api.condition("Failed")
     api.deletion_polls = 10**6
     with pytest.raises(ClusterError, match="was deleted, but is there after"):
@@ -269,6 +311,7 @@ def test_deleted_by_somebody_else(api, launched):
             "cannot create. Bind the Role of charts/progrpo",
         ),
         (403, "exceeded quota: trainjobs", ClusterError, "raise the ResourceQuota"),
+        (403, 'admission webhook "v" denied the request: no such job.', ConfigError, "no such job. Check trainjob"),
         (422, "denied: trainingRuntime must be created first", ConfigError, "must be created first. Check trainjob"),
     ],
 )

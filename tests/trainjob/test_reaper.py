@@ -10,7 +10,7 @@ import pytest
 from kubernetes_api import Fault, at
 from progrpo.config import TrainJobConfig
 from progrpo_components.trainjob.cluster import Cluster
-from progrpo_components.trainjob.reaper import reap
+from progrpo_components.trainjob.reaper import reap, reap_runtimes
 from progrpo_components.trainjob.spec import HEARTBEAT, RUN_ID, Owner, build_trainjob
 from progrpo_pipelines.cli import main
 
@@ -24,7 +24,12 @@ def add(api, make_job):
     def add(run_id, *, phase="Running", heartbeat=-10.0, condition=None, owned=True, uid=None):
         owner = Owner(run_id, f"uid-{run_id}") if owned else None
         body = build_trainjob(
-            make_job(run_id=run_id), TrainJobConfig(), namespace="team-a", api="runtimePatches", owner=owner
+            make_job(run_id=run_id),
+            TrainJobConfig(),
+            namespace="team-a",
+            runtime=next(iter(api.runtimes)),
+            api="runtimePatches",
+            owner=owner,
         )
         body["metadata"]["annotations"][HEARTBEAT] = at(heartbeat)
         body["status"] = {"conditions": [{"type": condition, "status": "True"}]} if condition else {}
@@ -109,6 +114,24 @@ def test_one_that_cannot_be_judged_or_deleted_does_not_stop_the_others(api, add)
     done = run()
     assert done[unknown][0] == done[stuck][0] == "not deleted"
     assert done[orphan][0] == "deleted"
+
+
+def test_runtimes_of_earlier_versions_go_when_no_trainjob_names_them(api, add, capsys):
+    (current,) = api.runtimes
+    ours = api.runtimes[current]["metadata"]["labels"]
+    for name, age, labels in (("old", -7200, ours), ("used", -7200, ours), ("new", -60, ours), ("others", -7200, {})):
+        metadata = {"name": name, "labels": labels, "creationTimestamp": at(age)}
+        api.runtimes[name] = {"metadata": metadata}
+    api.trainjobs[add("running")]["spec"]["runtimeRef"]["name"] = "used"
+    cluster = Cluster.connect()
+    actions = {item.name: item.action for item in reap_runtimes(cluster, current, dry_run=True)}
+    assert actions == {"old": "would be deleted", "used": "kept", "new": "kept"}
+    assert "old" in api.runtimes
+    code, out, _ = call("--namespace", "team-a", "--runtime", current, capsys=capsys)
+    assert code == 0
+    assert "old: deleted: no TrainJob uses this training runtime of an earlier version" in out
+    assert "used: kept: a TrainJob uses this training runtime" in out
+    assert api.runtimes.keys() == {current, "used", "new", "others"}
 
 
 def call(*arguments, capsys):

@@ -45,7 +45,7 @@ TASK = SimpleNamespace(
 
 def build(job, api="runtimePatches", task=TASK, owner=OWNER, **values):
     config = TrainJobConfig.model_validate(values)
-    return build_trainjob(job, config, namespace="team-a", api=api, task=task, owner=owner, now=NOW)
+    return build_trainjob(job, config, namespace="team-a", runtime="torch", api=api, task=task, owner=owner, now=NOW)
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_resources_placement_and_volumes_come_from_the_task(gpu_job, api):
     assert body["spec"]["runtimeRef"] == {
         "apiGroup": "trainer.kubeflow.org",
         "kind": "TrainingRuntime",
-        "name": "progrpo-torch",
+        "name": "torch",
     }
 
 
@@ -183,7 +183,7 @@ def test_the_name_is_the_same_at_each_attempt_and_differs_between_runs(make_job)
 @settings(max_examples=50)
 @given(run_id=st.text(min_size=1, max_size=200))
 def test_any_run_id_makes_legal_names(make_job, run_id):
-    body = build_trainjob(make_job(run_id=run_id), TrainJobConfig(), namespace="n", api="runtimePatches")
+    body = build_trainjob(make_job(run_id=run_id), TrainJobConfig(), namespace="n", runtime="r", api="runtimePatches")
     # A JobSet's pods are NAME-node-0-0-abcde, and each part of a host name has 63 characters.
     assert re.fullmatch(r"[a-z]([-a-z0-9]{0,40}[a-z0-9])?", body["metadata"]["name"])
     for value in body["metadata"]["labels"].values():

@@ -24,7 +24,9 @@ class TrainJobConfig(Config):
     """Where and how a TrainJob runs. Its ranks are ``train.distributed.num_processes``, equally many on each node."""
 
     num_nodes: int = Field(2, ge=1, le=256, description="pods that train together; ours")
-    runtime: str = Field("progrpo-torch", pattern=DNS_NAME, description="the training runtime; the chart installs it")
+    runtime: str | None = Field(
+        None, pattern=DNS_NAME, description="the training runtime; absent: the chart's, PROGRPO_TRAINING_RUNTIME"
+    )
     runtime_kind: Literal["TrainingRuntime", "ClusterTrainingRuntime"] = Field(
         "TrainingRuntime", description="of this namespace, or of the whole cluster"
     )

@@ -99,8 +99,8 @@ class Cluster:
         """Return a TrainJob; None if there is none of that name."""
         return self._request("GET", self._trainjobs(name), what=f"get the TrainJob {name}", absent=404)
 
-    def list_trainjobs(self, labels: str) -> list[Json]:
-        """Return the TrainJobs that a label selector chooses."""
+    def list_trainjobs(self, labels: str = "") -> list[Json]:
+        """Return the TrainJobs that a label selector chooses; empty: all."""
         return self._list(self._trainjobs(), {"labelSelector": labels}, what="list TrainJobs")
 
     def annotate_trainjob(self, name: str, annotations: Mapping[str, str], *, patience_s: float) -> None:
@@ -130,6 +130,14 @@ class Cluster:
         path, what = self._trainjobs(name), f"delete the TrainJob {name}"
         found = self._request("DELETE", path, body=body, what=what, absent=(404, 409), patience_s=patience_s)
         return found is not None
+
+    def list_runtimes(self, labels: str) -> list[Json]:
+        """Return the training runtimes that a label selector chooses."""
+        return self._list(self._runtimes(), {"labelSelector": labels}, what="list training runtimes")
+
+    def delete_runtime(self, name: str) -> None:
+        """Delete a training runtime; that it has gone already is fine."""
+        self._request("DELETE", self._runtimes(name), what=f"delete the training runtime {name}", absent=404)
 
     def trainjob_fields(self) -> set[str]:
         """Return the fields of a TrainJob's spec that this cluster's version of Trainer has.
@@ -228,7 +236,13 @@ class Cluster:
     # --- calls -----------------------------------------------------------------------------------------------------
 
     def _trainjobs(self, name: str = "") -> str:
-        return f"/apis/{GROUP}/{VERSION}/namespaces/{self.namespace}/trainjobs" + (f"/{name}" if name else "")
+        return self._trainer("trainjobs", name)
+
+    def _runtimes(self, name: str = "") -> str:
+        return self._trainer("trainingruntimes", name)
+
+    def _trainer(self, resource: str, name: str) -> str:
+        return f"/apis/{GROUP}/{VERSION}/namespaces/{self.namespace}/{resource}" + (f"/{name}" if name else "")
 
     def _core(self, resource: str, name: str = "") -> str:
         return f"/api/v1/namespaces/{self.namespace}/{resource}" + (f"/{name}" if name else "")
@@ -315,6 +329,10 @@ class Cluster:
                 f"{where}: {self.host} does not accept the credentials (401). In a pod, check its service account; "
                 f"elsewhere, log in again and check the kubeconfig's context."
             )
+        if (
+            error.status in (400, 422) or "denied the request" in message
+        ):  # an admission webhook refuses with 403 or 422
+            return ConfigError(f"{where}: the cluster refuses it: {message} Check trainjob and the training runtime.")
         if error.status == 403 and "exceeded quota" in message:
             return ClusterError(f"{where}: {message} Wait for quota, ask for less, or raise the ResourceQuota.")
         if error.status == 403:
@@ -326,8 +344,6 @@ class Cluster:
             return ClusterError(
                 f"{where}: {message} The namespace or the API is missing. TrainJobs need Kubeflow Trainer 2.1 or later."
             )
-        if error.status in (400, 422):  # also what an admission webhook refuses
-            return ConfigError(f"{where}: the cluster refuses it: {message} Check trainjob and the training runtime.")
         return ClusterError(f"{where}: {error.status} {message}")
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 from progrpo.config import TrainJobConfig
-from progrpo.errors import ClusterError, ManifestError, ProGRPOError, StorageError, TrainingError
+from progrpo.errors import ClusterError, ConfigError, ManifestError, ProGRPOError, StorageError, TrainingError
 from progrpo.manifest import Manifest
 from progrpo_components.trainjob import status
 from progrpo_components.trainjob.artifacts import published
@@ -31,6 +31,7 @@ from progrpo_components.trainjob.spec import (
 
 logger = logging.getLogger(__name__)
 
+RUNTIME_VARIABLE = "PROGRPO_TRAINING_RUNTIME"
 HEARTBEAT_S = 60.0
 POLL_S = 5.0
 GONE_S = 900.0
@@ -65,14 +66,23 @@ def launch(
 
     Raises:
         ProGRPOError: what a node failed with, with its type.
-        ClusterError: the cluster refuses or lacks something, or somebody deleted the TrainJob.
+        ConfigError: no training runtime is named, or the cluster refuses the TrainJob.
+        ClusterError: the cluster lacks something, or somebody deleted the TrainJob.
         TrainingError: it failed otherwise, or not in time.
         ManifestError: it ended well and left no whole training run.
     """
     cluster = Cluster.connect() if cluster is None else cluster
     fields = cluster.trainjob_fields() if config.api == "auto" else set()
     api = choose_api(config, fields)
-    body = build_trainjob(job, config, namespace=cluster.namespace, api=api, task=task, owner=find_owner(cluster))
+    body = build_trainjob(
+        job,
+        config,
+        namespace=cluster.namespace,
+        runtime=find_runtime(config),
+        api=api,
+        task=task,
+        owner=find_owner(cluster),
+    )
     trainjob = _create_or_adopt(cluster, job, body, poll_s)
     uri = str(trainjob["metadata"]["annotations"].get(OUTPUT, job.output))
     log = LogFollower(cluster, show)
@@ -92,6 +102,21 @@ def launch(
             f"same AWS_ENDPOINT_URL, and that nobody removed it."
         )
     return manifest, uri
+
+
+def find_runtime(config: TrainJobConfig) -> str:
+    """Return the name of the training runtime: the one that the run names, else the chart's.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    runtime = config.runtime or os.environ.get(RUNTIME_VARIABLE)
+    if not runtime:
+        raise ConfigError(
+            f"no training runtime is named. Set trainjob.runtime, or have charts/progrpo installed in the namespace of "
+            f"the run with its trainJobs, which gives {RUNTIME_VARIABLE} to the pods of pipelines."
+        )
+    return runtime
 
 
 def find_owner(cluster: Cluster) -> Owner | None:

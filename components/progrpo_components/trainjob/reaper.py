@@ -13,12 +13,17 @@ from progrpo_components.trainjob.status import condition, parse_time
 
 logger = logging.getLogger(__name__)
 
+RUNTIMES = "app.kubernetes.io/part-of=progrpo,app.kubernetes.io/component=training"
+"""Label selector of the training runtimes that charts/progrpo made."""
+RUNTIME_AGE = timedelta(hours=1)
+"""How old a runtime must be: a reaper from before an upgrade may see the new one, and a launcher still name the old."""
+
 _ENDED = ("Succeeded", "Failed", "Error")
 
 
 @dataclass(frozen=True)
 class Reaped:
-    """What became of one TrainJob."""
+    """What became of one TrainJob or training runtime."""
 
     name: str
     action: str
@@ -62,6 +67,42 @@ def reap(
                 done.append(Reaped(name, "kept", "it changed or went while it was looked at"))
         except ProGRPOError as error:
             done.append(Reaped(name, "not deleted", str(error), error=True))
+    return done
+
+
+def reap_runtimes(
+    cluster: Cluster, current: str, *, dry_run: bool = False, now: datetime | None = None
+) -> list[Reaped]:
+    """Delete the training runtimes of earlier versions of the chart that no TrainJob names any more.
+
+    Args:
+        cluster: with the namespace.
+        current: name of the one that the chart installs now.
+        dry_run: delete nothing.
+        now: the time; absent: now.
+
+    Returns:
+        What was done to each but the current one, by name.
+
+    Raises:
+        ProGRPOError: runtimes or TrainJobs cannot be listed, or one cannot be deleted.
+    """
+    now = now or datetime.now(UTC)
+    runtimes = [found["metadata"] for found in cluster.list_runtimes(RUNTIMES)]
+    used = {trainjob["spec"]["runtimeRef"]["name"] for trainjob in cluster.list_trainjobs()}  # after the runtimes
+    done = []
+    for name, created in sorted((found["name"], found["creationTimestamp"]) for found in runtimes):
+        if name == current:
+            continue
+        if name in used:
+            done.append(Reaped(name, "kept", "a TrainJob uses this training runtime"))
+        elif now - parse_time(created) < RUNTIME_AGE:
+            done.append(Reaped(name, "kept", "this training runtime is new"))
+        else:
+            if not dry_run:
+                cluster.delete_runtime(name)
+            action = "would be deleted" if dry_run else "deleted"
+            done.append(Reaped(name, action, "no TrainJob uses this training runtime of an earlier version"))
     return done
 
 

@@ -94,6 +94,7 @@ def build_trainjob(
     config: TrainJobConfig,
     *,
     namespace: str,
+    runtime: str,
     api: Api,
     task: TaskConfig | None = None,
     owner: Owner | None = None,
@@ -105,6 +106,7 @@ def build_trainjob(
         job: what its workers do.
         config: where and how it runs.
         namespace: of the pipeline run.
+        runtime: name of the training runtime.
         api: see :func:`choose_api`.
         task: resources, placement, environment and volumes of the launching task, for the nodes.
         owner: the workflow of the pipeline run.
@@ -129,7 +131,7 @@ def build_trainjob(
     if resources:
         trainer["resourcesPerNode"] = resources
     spec: Json = {
-        "runtimeRef": {"apiGroup": GROUP, "kind": config.runtime_kind, "name": config.runtime},
+        "runtimeRef": {"apiGroup": GROUP, "kind": config.runtime_kind, "name": runtime},
         "trainer": trainer,
         api: [_patch(api, _pod(config, task, hardened=api == "runtimePatches"), _labels(job, config))],
     }

@@ -1,4 +1,4 @@
-"""``progrpo reap``: delete TrainJobs that no pipeline run waits for."""
+"""``progrpo reap``: delete TrainJobs that no pipeline run waits for, and training runtimes that none uses."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ def reap(
     max_heartbeat_age: Annotated[
         str, typer.Option(metavar="TIME", help="A launcher tells every minute that it runs: 90s, 15m, 2h.")
     ] = "15m",
+    runtime: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The chart's training runtime now: delete earlier ones without a TrainJob."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, and delete nothing.")] = False,
 ) -> None:
     """Delete TrainJobs of progrpo whose pipeline run has ended or vanished, or whose launcher gives no sign of life.
@@ -29,15 +33,17 @@ def reap(
     Example: progrpo reap --namespace team-a --dry-run
     """
     age = _age(max_heartbeat_age)
+    from progrpo_components.trainjob import reaper
     from progrpo_components.trainjob.cluster import Cluster
-    from progrpo_components.trainjob.reaper import reap as run
 
     try:
-        done = run(Cluster.connect(namespace, patience_s=60), max_heartbeat_age=age, dry_run=dry_run)
+        cluster = Cluster.connect(namespace, patience_s=60)
+        done = reaper.reap(cluster, max_heartbeat_age=age, dry_run=dry_run)
+        runtimes = [] if runtime is None else reaper.reap_runtimes(cluster, runtime, dry_run=dry_run)
     except ProGRPOError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(EXIT_FAILED)
-    for item in done:
+    for item in done + runtimes:
         typer.echo(f"{item.name}: {item.action}: {item.reason}", err=item.error)
     counts = ", ".join(f"{sum(item.action == action for item in done)} {action}" for action in _actions(dry_run))
     typer.echo(f"{len(done)} TrainJobs of progrpo in {namespace}: {counts}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from progrpo_components.trainjob.cluster import Cluster
 
 TRAINER = "trainer.kubeflow.org/v1alpha1"
-RUNTIME = "progrpo-torch"
+DEFAULTS, RUNTIME_KEY = "progrpo-defaults", "PROGRPO_TRAINING_RUNTIME"
 POOLS = "progrpo-gpu-pools"
 # What launching a TrainJob takes (docs/trainjob.md), as (group, resource, verbs). Training on one node takes nothing.
 RIGHTS = (
@@ -53,13 +53,13 @@ def check_kubernetes(namespace: str | None, environment: Mapping[str, str] = os.
             detail = f"no {TRAINER}: training over several nodes (preset multi-node) cannot work, all else can"
             yield Check("Kubeflow Trainer", "skipped", detail)
         else:
-            yield from _trainer(cluster, {item["name"] for item in resources.get("resources", ())})
+            yield from _trainer(cluster, {item["name"] for item in resources.get("resources", ())}, environment)
         yield from _gpus(cluster)
     except (ClusterError, ConfigError) as error:
         yield failed("Kubernetes", error)
 
 
-def _trainer(cluster: Cluster, resources: set[str]) -> Iterator[Check]:
+def _trainer(cluster: Cluster, resources: set[str], environment: Mapping[str, str]) -> Iterator[Check]:
     if missing := sorted({"trainjobs", "trainingruntimes"} - resources):
         yield Check(
             "Kubeflow Trainer", "failed", f"{TRAINER} has no {', '.join(missing)}", "Install Kubeflow Trainer 2."
@@ -82,13 +82,28 @@ def _trainer(cluster: Cluster, resources: set[str]) -> Iterator[Check]:
     if not cluster.may("trainer.kubeflow.org", "trainingruntimes", "get"):
         yield Check("Training runtime", "skipped", "this account may not look at training runtimes, nor need it")
         return
-    path = f"/apis/{TRAINER}/namespaces/{cluster.namespace}/trainingruntimes/{RUNTIME}"
-    runtime = cluster.get(path, what="look for the training runtime")
-    if runtime is None:
-        mend = "Install charts/progrpo, or name another by trainjob.runtime."
-        yield Check("Training runtime", "failed", f"there is no {RUNTIME} in namespace {cluster.namespace}", mend)
+    name = environment.get(RUNTIME_KEY) or _configured_runtime(cluster)
+    if not name:
+        mend = "Install charts/progrpo with its trainJobs, or name a runtime by trainjob.runtime."
+        yield Check("Training runtime", "warning", f"ConfigMap {DEFAULTS} of {cluster.namespace} names none", mend)
+        return
+    path = f"/apis/{TRAINER}/namespaces/{cluster.namespace}/trainingruntimes/{name}"
+    if cluster.get(path, what="look for the training runtime") is None:
+        mend = (
+            "Training on one node works without. An administrator of the cluster makes it (docs/install.md); or name "
+            "another by trainjob.runtime."
+        )
+        yield Check("Training runtime", "warning", f"there is no {name} in namespace {cluster.namespace}", mend)
     else:
-        yield Check("Training runtime", "ok", RUNTIME)
+        yield Check("Training runtime", "ok", name)
+
+
+def _configured_runtime(cluster: Cluster) -> str | None:
+    if not cluster.may("", "configmaps", "get"):
+        return None
+    path = f"/api/v1/namespaces/{cluster.namespace}/configmaps/{DEFAULTS}"
+    found = cluster.get(path, what="look for the chart's settings") or {}
+    return (found.get("data") or {}).get(RUNTIME_KEY)
 
 
 def _gpus(cluster: Cluster) -> Iterator[Check]:

@@ -25,6 +25,7 @@ CONFIG_KEYS = (
     "MLFLOW_TRACKING_URI",
     "PROGRPO_SANDBOX_URL",
     "PROGRPO_TRACKING",
+    "PROGRPO_TRAINING_RUNTIME",
 )
 PLACEMENT = ("gpu_type", "gpu_count", "cpu", "memory", "node_selector", "tolerations", "node_affinity")
 """Outputs of validate-inputs that say where a GPU task runs."""
