@@ -24,6 +24,7 @@ from progrpo.manifest import MANIFEST_NAME, read_manifest
 from progrpo.storage import finished_directory, localize
 from progrpo_components.lineage import CHECKPOINT_TAG
 from progrpo_components.tracking import describe_error
+from progrpo_components.tracking.server import server_uri
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def _resolve(uri: str, match: re.Match[str]) -> tuple[str, str]:
 
     name, alias, number = match["name"], match["alias"], match["version"]
     try:
-        client = MlflowClient()
+        client = MlflowClient(server_uri())
         version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
     except Exception as error:  # mlflow and requests each raise their own
         raise StorageError(
