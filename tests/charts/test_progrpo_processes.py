@@ -55,8 +55,8 @@ def test_the_runtime_is_that_of_docs_trainjob():
     assert list(differences(yaml.safe_load(block), render("progrpo", ALWAYS).one("TrainingRuntime"), "")) == []
 
 
-# The chart's own: where images come from, what a pod may take, and a ConfigMap that is always there.
-CHOSEN = ("image", "resources", "envFrom")
+# The chart's own: where images come from, and what a pod may take.
+CHOSEN = ("image", "resources")
 
 
 def differences(wanted, given, where):

@@ -28,6 +28,7 @@ def compiled(tmp_path_factory):
             trainjob=trainjob,
             experiment="e",
             run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            run_name=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
             dataset=data.output,
             checkpoint=start.output,
         )
