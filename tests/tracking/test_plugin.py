@@ -130,6 +130,7 @@ def test_on_a_server_without_the_plugins_runs_all_are_ours(on, pipeline_run, mon
         "grpo-seed0": "FINISHED",
         pipeline_run: "FINISHED",
     }
+    assert close_runs(experiment="tracking", pipeline_run_id=pipeline_run, status="FAILED") == []
 
 
 @pytest.mark.usefixtures("_no_sender")

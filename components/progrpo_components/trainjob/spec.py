@@ -169,7 +169,7 @@ def environment(config: TrainJobConfig, passed: Sequence[Json]) -> list[Json]:
             logger.warning(
                 "%s is not passed on: it looks like a secret, and its value would stand in the TrainJob. Give it by "
                 "use_secret_as_env, or in the secret %s.",
-                *(name, config.mlflow_secret if name.startswith("MLFLOW_") else config.s3_secret),
+                *(name, config.mlflow_secret if "MLFLOW_" in name else config.s3_secret),
             )
             continue
         entries[name] = dict(entry)
