@@ -11,10 +11,16 @@ pkg/apis/core/validation/validation.go; seen on 1.36).
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
 import yaml
+
+from progrpo.storage import take_own_variables
+from progrpo_components import variables
+from progrpo_components.tracking.server import server_uri
 
 COMPILED = sorted((Path(__file__).parents[2] / "pipelines" / "compiled").glob("*.yaml"))
 
@@ -26,6 +32,7 @@ CREDENTIALS = {
     "basic-auth": {"MLFLOW_TRACKING_USERNAME": SECRET, "MLFLOW_TRACKING_PASSWORD": SECRET},
 }
 """BuildCredentialEnvVars, backend/src/common/plugins/mlflow/config.go."""
+CONFIG = json.dumps({"endpoint": "http://theirs", "parentRunId": "p", "experimentId": "1", "authType": "none"})
 LAUNCHER = ("KFP_POD_NAME", "KFP_POD_UID", "KFP_RETRY_INDEX", "KFP_MLFLOW_CONFIG")
 PROXY = [name for word in ("http", "https", "no") for name in (f"{word}_proxy", f"{word.upper()}_PROXY")]
 
@@ -82,12 +89,6 @@ def test_a_container_sets_nothing_that_a_platform_has_a_name_for(package):
 
 
 def test_every_variable_is_one_that_the_code_takes(monkeypatch):
-    import os
-
-    from progrpo.storage import take_own_variables
-    from progrpo_components import variables
-    from progrpo_components.tracking.server import server_uri
-
     taken = {**variables.CONFIG_MAP, **variables.S3_SECRET, **variables.MLFLOW_SECRET}
     for key in taken.values():
         monkeypatch.setenv(key, "the platform's")  # so that it is as before after the test
@@ -101,3 +102,14 @@ def test_every_variable_is_one_that_the_code_takes(monkeypatch):
         if variable.startswith(("PROGRPO_S3_", "PROGRPO_MLFLOW_")):
             assert os.environ[key] == f"ours, {variable}"
     assert not {"AWS_SESSION_TOKEN", "MLFLOW_TRACKING_AUTH"} & os.environ.keys(), "of another identity than ours"
+
+
+@pytest.mark.parametrize("given", [{"MLFLOW_TRACKING_URI": "http://theirs"}, {"KFP_MLFLOW_CONFIG": CONFIG}, {}])
+def test_our_password_goes_to_no_server_but_ours(monkeypatch, given):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_PASSWORD", "KFP_MLFLOW_CONFIG", "PROGRPO_PIPELINE_RUN_ID"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in {**given, "PROGRPO_MLFLOW_TRACKING_PASSWORD": "of ours"}.items():
+        monkeypatch.setenv(name, value)
+    assert server_uri() == ("http://theirs" if given else None)
+    assert "MLFLOW_TRACKING_PASSWORD" not in os.environ

@@ -95,14 +95,10 @@ def server_uri() -> str | None:
     take_own_variables()  # mlflow goes to S3 itself where the server does not serve the artifacts
     names = [name for name in os.environ if name.startswith(_OWN)]
     own = {name.removeprefix("PROGRPO_"): value for name in names if (value := os.environ.pop(name))}
-    if handed_out() and os.environ.get(URI):
-        return os.environ[URI]
-    if URI in own:
+    if URI in own and not (handed_out() and os.environ.get(URI)):
         for name in _IDENTITY:
             os.environ.pop(name, None)
-    elif _IDENTITY & os.environ.keys():
-        own = {}
-    os.environ.update(own)
+        os.environ.update(own)
     if not os.environ.get(URI) and (plugin := plugin_config()) is not None:
         os.environ.update(plugin.variables)
     return os.environ.get(URI) or None
