@@ -76,7 +76,7 @@ class Tracking(Config):
         return locate(**where, task=task, arm=arm, seed=seed, tags=tags, own=own)
 
     @classmethod
-    def of_pipeline(cls, experiment: str, run_id: str, run_name: str) -> Tracking:
+    def of_pipeline(cls, experiment: str, run_id: str, run_name: str = "") -> Tracking:
         """Track for a task of the pipeline run ``run_id``, which people know as ``run_name``.
 
         ``progrpo run`` names its runs by environment: the ids that kfp.local makes up are eight random digits.
@@ -130,14 +130,14 @@ def validate_inputs(
         return found.resolved
 
 
-def finish(pipeline: str, *, experiment: str, run_id: str, run_name: str, state: str, error: str = "") -> str:
+def finish(pipeline: str, *, experiment: str, run_id: str, run_name: str = "", state: str, error: str = "") -> str:
     """End what a pipeline run left open in MLflow; the last step of every run, however it went.
 
     Args:
         pipeline: its name.
         experiment: MLflow experiment.
         run_id: of the pipeline run.
-        run_name: of the pipeline run, as people know it.
+        run_name: of the pipeline run, as shown; absent: its id.
         state: how it ended, as KFP says: SUCCEEDED, FAILED or CANCELLED.
         error: of the task that failed.
 

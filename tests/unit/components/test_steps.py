@@ -144,7 +144,8 @@ def test_artifact_metadata_holds_digests_and_scalars_only(tmp_path):
 
 def test_tracking_of_a_local_run_uses_the_run_of_progrpo_run(monkeypatch):
     tracking = steps.Tracking.of_pipeline("e", "kfp-1", "nightly 7")
-    assert (tracking.run_id, tracking.run_name) == ("kfp-1", "nightly 7")
+    place = tracking.locate("compare")
+    assert (place.name, place.key["progrpo.pipeline_run_id"]) == ("nightly 7", "kfp-1")
     monkeypatch.setenv(steps.RUN_ID_VARIABLE, "demo-1f")
     monkeypatch.setenv(steps.RUN_NAME_VARIABLE, "demo")
     tracking = steps.Tracking.of_pipeline("e", "12345678", "compare-2026-01-01")
