@@ -131,7 +131,7 @@ def _download(source: str, directory: Path) -> Path:
     from mlflow.artifacts import download_artifacts
 
     try:
-        return Path(download_artifacts(artifact_uri=source, dst_path=str(directory)))
+        return Path(download_artifacts(artifact_uri=source, dst_path=str(directory), tracking_uri=server_uri()))
     except Exception as error:  # mlflow, requests and boto3 each raise their own
         raise StorageError(
             f"the files of {source} cannot be fetched: {describe_error(error)}. Check the store's address and "

@@ -89,6 +89,7 @@ def test_the_step_runs_from_kubeflows_inputs_to_a_training_run(
         trainjob={"num_nodes": 2.0, "deadline_s": 3600.0},
         experiment="e",
         run_id="run-1",
+        run_name="nightly",
         dataset=dataset,
         checkpoint=checkpoint,
         training=training,
