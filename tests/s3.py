@@ -40,6 +40,11 @@ class S3Server:
             "AWS_REGION": "us-east-1",
         }
 
+    @property
+    def own_environment(self) -> dict[str, str]:
+        """The same under names of ours, as the containers of the pipelines have it."""
+        return {name.replace("AWS_", "PROGRPO_S3_"): value for name, value in self.environment.items()}
+
     def client(self) -> Any:
         """Return a boto3 client of that user."""
         import boto3

@@ -1,11 +1,14 @@
 """Where inputs lie: a local path, ``s3://`` or ``embedded://``; :func:`localize` makes each a local path.
 
-S3 settings come from the environment as for every boto3 program: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY, AWS_REGION, a profile or an instance role. No message shows a credential.
+S3 settings come from PROGRPO_S3_ENDPOINT_URL, PROGRPO_S3_REGION, PROGRPO_S3_ACCESS_KEY_ID and
+PROGRPO_S3_SECRET_ACCESS_KEY, and for what is not set there from the environment as for every boto3 program:
+AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, a profile or an instance role. No
+message shows a credential.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -22,6 +25,13 @@ CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 60
 MAX_ATTEMPTS = 2
 """An endpoint that does not answer fails in about ten seconds."""
+
+_OWN_VARIABLES = {
+    "PROGRPO_S3_ENDPOINT_URL": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
+    "PROGRPO_S3_REGION": ("AWS_REGION", "AWS_DEFAULT_REGION"),  # boto3 reads the second alone
+    "PROGRPO_S3_ACCESS_KEY_ID": ("AWS_ACCESS_KEY_ID",),
+    "PROGRPO_S3_SECRET_ACCESS_KEY": ("AWS_SECRET_ACCESS_KEY",),
+}
 
 _ALLOWED = "Allowed: a local path, file:///PATH, s3://BUCKET/KEY or embedded://NAME"
 
@@ -157,10 +167,23 @@ def _download(uri: str, bucket: str, key: str, destination: Path) -> Path:
     return target
 
 
+def take_own_variables() -> None:
+    """Rename the PROGRPO_S3_ variables of this process to those that boto3 reads; its children have them, too.
+
+    A pod gets ours alone, as Kubeflow's launcher, whose child a step is, takes AWS_ variables for uploads of its own.
+    """
+    if os.environ.get("PROGRPO_S3_ACCESS_KEY_ID"):
+        os.environ.pop("AWS_SESSION_TOKEN", None)  # of the key that ours takes the place of
+    for own, names in _OWN_VARIABLES.items():
+        if value := os.environ.pop(own, ""):
+            os.environ.update(dict.fromkeys(names, value))
+
+
 def _new_client() -> Any:
     import boto3
     from botocore.config import Config
 
+    take_own_variables()
     # A session of its own: the default one keeps the credentials it saw first.
     return boto3.Session().client(
         "s3",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from progrpo_components import steps
 from progrpo_components.lineage import EVALUATION_PATH, TRAINING_PATH
 from progrpo_components.steps import Tracking
 from progrpo_components.tracking import describe_error
+from progrpo_components.tracking.server import server_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -198,7 +198,7 @@ def _has_evaluation(client: MlflowClient, run_id: str) -> bool:
 
 
 def connect() -> Any:
-    """Return a client of the store that ``MLFLOW_TRACKING_URI`` names.
+    """Return a client of the store that the environment names.
 
     Raises:
         ConfigError: it names none.
@@ -206,7 +206,7 @@ def connect() -> Any:
     """
     from mlflow import MlflowClient
 
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = server_uri()
     if not uri:
         raise ConfigError(
             "MLFLOW_TRACKING_URI is not set. Set it to the server, or to sqlite:///runs/mlflow.db for local runs."

@@ -24,6 +24,7 @@ from progrpo.manifest import MANIFEST_NAME, read_manifest
 from progrpo.storage import finished_directory, localize
 from progrpo_components.lineage import CHECKPOINT_TAG
 from progrpo_components.tracking import describe_error
+from progrpo_components.tracking.server import server_uri
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def _resolve(uri: str, match: re.Match[str]) -> tuple[str, str]:
 
     name, alias, number = match["name"], match["alias"], match["version"]
     try:
-        client = MlflowClient()
+        client = MlflowClient(server_uri())
         version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
     except Exception as error:  # mlflow and requests each raise their own
         raise StorageError(
@@ -130,7 +131,7 @@ def _download(source: str, directory: Path) -> Path:
     from mlflow.artifacts import download_artifacts
 
     try:
-        return Path(download_artifacts(artifact_uri=source, dst_path=str(directory)))
+        return Path(download_artifacts(artifact_uri=source, dst_path=str(directory), tracking_uri=server_uri()))
     except Exception as error:  # mlflow, requests and boto3 each raise their own
         raise StorageError(
             f"the files of {source} cannot be fetched: {describe_error(error)}. Check the store's address and "

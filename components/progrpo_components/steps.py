@@ -34,10 +34,10 @@ from progrpo.errors import ConfigError, ManifestError, StorageError
 from progrpo.manifest import MANIFEST_NAME, Kind, Manifest, read_manifest
 from progrpo.metrics import TRAIN_WALL_TIME
 from progrpo_components.reporting import reported
-from progrpo_components.tracking.place import RUN_ID_VARIABLE as RUN_ID_VARIABLE
 from progrpo_components.tracking.place import RUN_NAME_VARIABLE as RUN_NAME_VARIABLE
-from progrpo_components.tracking.place import Place, is_off, locate
-from progrpo_components.tracking.summaries import read_evaluation, summaries_of
+from progrpo_components.tracking.place import Place, is_off, locate, summary_name
+from progrpo_components.tracking.server import RUN_ID_VARIABLE as RUN_ID_VARIABLE
+from progrpo_components.tracking.summaries import identity_of, read_evaluation, summaries_of
 
 if TYPE_CHECKING:
     from progrpo.training.launch import Nodes
@@ -56,7 +56,7 @@ class Run(Config):
 
 
 class Tracking(Config):
-    """Where a step's numbers go in MLflow; the server itself is named by ``MLFLOW_TRACKING_URI``."""
+    """Where a step's numbers go in MLflow; the server itself is named by the environment."""
 
     experiment: str = Field("progrpo", min_length=1, max_length=200)
     run_id: str = Field(min_length=1, description="of the pipeline run: one summary run per (run_id, arm, seed)")
@@ -76,15 +76,16 @@ class Tracking(Config):
         return locate(**where, task=task, arm=arm, seed=seed, tags=tags, own=own)
 
     @classmethod
-    def of_pipeline(cls, experiment: str, run_id: str) -> Tracking:
-        """Track for a task of the pipeline run ``run_id``.
+    def of_pipeline(cls, experiment: str, run_id: str, run_name: str = "") -> Tracking:
+        """Track for a task of the pipeline run ``run_id``, which people know as ``run_name``.
 
         ``progrpo run`` names its runs by environment: the ids that kfp.local makes up are eight random digits.
         """
-        run_id = os.environ.get(RUN_ID_VARIABLE, run_id)
-        name = os.environ.get(RUN_NAME_VARIABLE, run_id)
+        if RUN_ID_VARIABLE in os.environ:
+            run_id = os.environ[RUN_ID_VARIABLE]
+            run_name = os.environ.get(RUN_NAME_VARIABLE, run_id)
         given = {"experiment": experiment} if experiment else {}  # an empty field of the form: the default
-        return parse(cls, {**given, "run_id": run_id, "run_name": name}, source="tracking")
+        return parse(cls, {**given, "run_id": run_id, "run_name": run_name}, source="tracking")
 
 
 def validate_inputs(
@@ -129,13 +130,14 @@ def validate_inputs(
         return found.resolved
 
 
-def finish(pipeline: str, *, experiment: str, run_id: str, state: str, error: str = "") -> str:
+def finish(pipeline: str, *, experiment: str, run_id: str, run_name: str = "", state: str, error: str = "") -> str:
     """End what a pipeline run left open in MLflow; the last step of every run, however it went.
 
     Args:
         pipeline: its name.
         experiment: MLflow experiment.
         run_id: of the pipeline run.
+        run_name: of the pipeline run, as shown; absent: its id.
         state: how it ended, as KFP says: SUCCEEDED, FAILED or CANCELLED.
         error: of the task that failed.
 
@@ -145,7 +147,7 @@ def finish(pipeline: str, *, experiment: str, run_id: str, state: str, error: st
     from progrpo_components.cards import run_card
     from progrpo_components.tracking import close_runs
 
-    tracking = Tracking.of_pipeline(experiment, run_id)
+    tracking = Tracking.of_pipeline(experiment, run_id, run_name)
     run_id = tracking.run_id
     closed = close_runs(experiment=tracking.experiment, pipeline_run_id=run_id, status=state)
     return run_card(pipeline, run_id=run_id, state=state, error=error, closed=closed)
@@ -457,6 +459,18 @@ def read_comparison_metrics(comparison: Path) -> dict[str, float]:
 def read_metrics(evaluation: Path) -> dict[str, float]:
     """Read the values of ``evaluation.json`` without their intervals, under names that MLflow and KFP take."""
     return read_evaluation(evaluation)
+
+
+def headline(evaluation: Path) -> dict[str, float]:
+    """Return the few numbers of an evaluation that Kubeflow's pages show, rounded, each with its arm and seed.
+
+    *Compare runs* lays the metrics of all evaluations into one table, in which every column has the same name.
+    """
+    values = read_metrics(evaluation)
+    name = summary_name(*identity_of(read_manifest(evaluation, "evaluation", verify=False)))
+    ks = sorted(int(key.removeprefix("eval/pass_at_")) for key in values if key.startswith("eval/pass_at_"))
+    keys = dict.fromkeys((*(f"eval/pass_at_{k}" for k in (ks[0], ks[-1])), "eval/entropy", "eval/distinct_correct"))
+    return {f"{name}/{key.removeprefix('eval/')}": round(values[key], 4) for key in keys if key in values}
 
 
 def describe(manifest: Manifest) -> dict[str, str | int | float]:

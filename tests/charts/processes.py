@@ -58,16 +58,16 @@ class Machine:
     def environment(self, container: Mapping[str, Any]) -> dict[str, str]:
         """Return a container's variables, secrets included; of this machine's only what finds programs and modules."""
         own = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG") if name in os.environ}
-        for source in container.get("envFrom", ()):
-            (reference,) = source.values()
-            if reference["name"] in self.others or not reference.get("optional"):
-                own |= self.others[reference["name"]]
-        return own | {variable["name"]: self._value(variable) for variable in container.get("env", ())}
+        values = {variable["name"]: self._value(variable) for variable in container.get("env", ())}
+        return own | {name: value for name, value in values.items() if value is not None}
 
-    def _value(self, variable: Mapping[str, Any]) -> str:
+    def _value(self, variable: Mapping[str, Any]) -> str | None:
         if "value" in variable:
             return self.here(variable["value"])
-        reference = variable["valueFrom"]["secretKeyRef"]
+        ((kind, reference),) = variable["valueFrom"].items()
+        if reference.get("optional"):
+            return self.others.get(reference["name"], {}).get(reference["key"])
+        assert kind == "secretKeyRef"
         data = self.release.one("Secret", reference["name"])["data"]
         return base64.b64decode(data[reference["key"]]).decode()
 

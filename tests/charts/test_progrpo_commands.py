@@ -95,20 +95,27 @@ def test_the_job_uploads_every_pipeline_once(job):
 
 
 def test_compiled_pipelines_and_the_chart_agree_on_names():
-    from progrpo_pipelines.packaging.placement import CONFIG_KEYS, CONFIG_MAP, SECRETS
+    from progrpo_components import variables
+    from progrpo_pipelines.packaging.placement import CONFIG_MAP, SECRETS
 
     data = {}
     for name in ("train-jobs-always", "mlflow-and-s3"):
         data |= render("progrpo", VALUES[name]).one("ConfigMap", CONFIG_MAP)["data"]
     by_hand = {"KF_PIPELINES_UI_ENDPOINT", "PROGRPO_TRACKING"}  # a link the site may give, a switch
-    assert set(CONFIG_KEYS) - by_hand <= set(data)
-    named = {
-        source["secretRef"]["name"]
-        for container in containers(render("progrpo", VALUES["defaults"])).values()
-        for source in container.get("envFrom", ())
-        if "secretRef" in source
+    assert set(variables.CONFIG_MAP.values()) - by_hand <= set(data)
+    doctor = containers(render("progrpo", VALUES["defaults"]))["doctor"]
+    given = {
+        (reference["name"], variable["name"]): reference["key"]
+        for variable in doctor["env"]
+        for reference in variable.get("valueFrom", {}).values()
     }
-    assert named == set(SECRETS)
+    own = {(CONFIG_MAP, "PROGRPO_S3_URI"): "PROGRPO_S3_URI"}  # where the check looks
+    names = ("PROGRPO_TRACKING", "PROGRPO_TRAINING_RUNTIME", "PROGRPO_UI_ENDPOINT")
+    unused = {(CONFIG_MAP, name) for name in names}
+    pods = {
+        (name, *item) for name, keys in {CONFIG_MAP: variables.CONFIG_MAP, **SECRETS}.items() for item in keys.items()
+    }
+    assert given == own | {(name, variable): key for name, variable, key in pods if (name, variable) not in unused}
 
 
 def test_a_gpu_pool_is_what_the_form_takes():

@@ -90,9 +90,7 @@ def references(release):
     found = {}
     for each in pods(release.manifests):
         for container in each.containers:
-            for source in container.get("envFrom", ()):
-                if "secretRef" in source:
-                    found[source["secretRef"]["name"]] = source["secretRef"].get("optional", False)
+            assert "envFrom" not in container, "which sets whatever the keys are called"
             for variable in container.get("env", ()):
                 if reference := variable.get("valueFrom", {}).get("secretKeyRef"):
                     found[reference["name"]] = reference.get("optional", False)
@@ -111,15 +109,15 @@ def test_no_secret_is_made_and_only_known_ones_are_named(values):
     assert references(release).items() <= expected.items()
 
 
-def test_only_the_check_and_training_get_credentials(release):
+def test_only_the_check_gets_credentials(release):
     holders = {
         each.name
         for each in pods(release.manifests)
         for container in each.containers
-        for source in container.get("envFrom", ())
-        if "secretRef" in source
+        for variable in container.get("env", ())
+        if "secretKeyRef" in variable.get("valueFrom", {})
     }
-    assert holders == {"Job/progrpo-doctor", release.pod("TrainingRuntime").name}
+    assert holders == {"Job/progrpo-doctor"}, "training gets them from its launcher"
 
 
 def test_the_token_for_kubeflow_pipelines_is_good_for_nothing_else(release):

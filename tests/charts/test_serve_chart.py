@@ -194,10 +194,16 @@ def test_a_fetch_has_the_credentials_of_its_source_and_vllm_has_none():
     (fetch,) = pod(load("mlflow-version"))["initContainers"]
     assert fetch["command"] == ["python", "-m", "progrpo_components.fetch_model"]
     assert fetch["args"] == ["models:/countdown/7", "--output=/model/checkpoint"]
-    assert [source["secretRef"]["name"] for source in fetch["envFrom"]] == ["our-s3", "our-mlflow"]
-    env = {v["name"]: v["value"] for v in fetch["env"]}
-    assert env["MLFLOW_TRACKING_URI"] == "https://mlflow.site.example/mlflow"
-    assert env["AWS_ENDPOINT_URL"] == "https://s3.site.example"
+    env = {v["name"]: v.get("value") or v["valueFrom"] for v in fetch["env"]}
+    assert env["PROGRPO_S3_SECRET_ACCESS_KEY"]["secretKeyRef"] == {
+        "name": "our-s3",
+        "key": "AWS_SECRET_ACCESS_KEY",
+        "optional": True,
+    }
+    assert env["PROGRPO_MLFLOW_TRACKING_TOKEN"]["secretKeyRef"]["name"] == "our-mlflow"
+    assert env["PROGRPO_MLFLOW_TRACKING_URI"] == "https://mlflow.site.example/mlflow"
+    assert env["PROGRPO_S3_ENDPOINT_URL"] == "https://s3.site.example"
+    assert {name for name in env if name.startswith(("AWS_", "MLFLOW_"))} <= {"AWS_CA_BUNDLE"}
     (fetch,) = pod(load("s3"))["initContainers"]
     assert fetch["args"][0] == "s3://models/team-a/qwen/checkpoint"
     assert "progrpo-mlflow" not in str(fetch)

@@ -42,7 +42,7 @@ def client(server: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
-    return MlflowClient()
+    return MlflowClient(server)  # another test of this process may have set another one for all clients
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def test_no_path_of_this_machine_and_no_secret_is_in_a_package(package):
         # A launcher hands its variables on to the nodes, which run the other image.
         image = container["image"].replace("-cpu:", "-gpu:") if step == "launch-train" else container["image"]
         assert variables.pop("PROGRPO_PIPELINE") == package.spec["pipelineInfo"]["name"]
-        assert variables == {"HF_HUB_OFFLINE": "1", "PROGRPO_IMAGE": image}
+        assert variables == {"PROGRPO_IMAGE": image}  # the images set HF_HUB_OFFLINE
         for secret in pod["secretAsEnv"]:  # names and keys, never values
             assert set(secret) == {"keyToEnv", "optional", "secretName", "secretNameParameter"}
             assert all(set(key) == {"secretKey", "envVar"} for key in secret["keyToEnv"])
@@ -117,7 +117,8 @@ def test_credentials_and_settings_come_by_name_and_are_optional(package):
         assert secrets == {S3_SECRET: True, **({MLFLOW_SECRET: True} if needs_mlflow else {})}
         (settings,) = pod["configMapAsEnv"]
         assert (settings["configMapName"], settings["optional"]) == (CONFIG_MAP, True)
-        assert "MLFLOW_TRACKING_URI" in {key["envVar"] for key in settings["keyToEnv"]}
+        keys = {key["envVar"]: key["configMapKey"] for key in settings["keyToEnv"]}
+        assert keys["PROGRPO_MLFLOW_TRACKING_URI"] == "MLFLOW_TRACKING_URI"
 
 
 def reference(executor_value):
@@ -258,6 +259,15 @@ def test_every_task_has_a_name_for_people(package):
 
 def test_header_says_what_the_file_is(package):
     assert package.text.startswith(f"# PIPELINE DEFINITION\n# Name: {package.pipeline}\n# Description: ")
+
+
+def test_every_task_that_tracks_knows_the_run_by_id_and_name(package):
+    """The driver puts the values in place of the whole text (``resolve.go``, Kubeflow Pipelines 2.15.0 to 2.17.0)."""
+    for name, task in package.tasks():
+        given = task.get("inputs", {}).get("parameters", {})
+        if "run_id" in given:
+            assert given["run_id"]["runtimeValue"]["constant"] == "{{$.pipeline_job_uuid}}", name
+            assert given["run_name"]["runtimeValue"]["constant"] == "{{$.pipeline_job_name}}", name
 
 
 # --- other targets ---------------------------------------------------------------------------------------------------

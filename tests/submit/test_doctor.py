@@ -215,6 +215,14 @@ class TestObjectStore:
             assert said in checks["Object store"]["detail"]
             assert checks["Object store"]["mend"]
 
+    def test_with_the_variables_of_the_charts_check(self, doctor, s3_server, monkeypatch):  # noqa: F811
+        for name in (*s3_server.environment, "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN"):
+            monkeypatch.setenv(name, "the platform's")
+        for name, value in s3_server.own_environment.items():
+            monkeypatch.setenv(name, value)
+        code, checks = doctor()
+        assert (code, checks["Object store"]["state"]) == (0, "ok"), checks
+
     def test_no_such_bucket(self, doctor):
         code, checks = doctor("--s3", "s3://nowhere-at-all/x")
         assert (code, "no such bucket" in checks["Object store"]["detail"]) == (1, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -90,7 +91,8 @@ def use(monkeypatch) -> Callable[[str, dict[str, str]], None]:
     """Return a function that lets steps track to a URI, with nothing else set."""
 
     def set_up(uri: str, environment: dict[str, str] | None = None) -> None:
-        for name in ("PROGRPO_TRACKING", "PROGRPO_PIPELINE_RUN_ID", "MLFLOW_RUN_ID", "KFP_MLFLOW_CONFIG"):
+        names = ["PROGRPO_TRACKING", "PROGRPO_PIPELINE_RUN_ID", "KFP_MLFLOW_CONFIG"]
+        for name in (*names, *(name for name in os.environ if name.startswith("MLFLOW_"))):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")

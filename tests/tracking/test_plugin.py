@@ -1,6 +1,8 @@
 """Under the variables that Kubeflow's MLflow plugin sets: attached to its runs, and no run of ours beside them."""
 
 import json
+import os
+import uuid
 
 import pytest
 
@@ -50,20 +52,85 @@ def test_a_task_logs_into_the_run_that_the_plugin_made_for_it(kfp_runs, pipeline
 
 
 @pytest.mark.usefixtures("_no_sender")
-def test_without_a_run_of_the_task_it_nests_one_below_the_plugins(kfp_runs, pipeline_run, monkeypatch, tmp_path):
+def test_a_run_that_is_handed_out_wins_over_a_server_of_ours(kfp_runs, pipeline_run, monkeypatch, tmp_path):
+    client, _, task = kfp_runs
+    monkeypatch.setenv("MLFLOW_RUN_ID", task)
+    monkeypatch.setenv("PROGRPO_MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setenv("PROGRPO_MLFLOW_TRACKING_TOKEN", "of ours")
+    with open_tracking(place_of(pipeline_run), tmp_path / "out") as tracker:
+        tracker.log(1, {"train/reward": 0.5})
+    assert [result.problem for result in sync(tmp_path)] == [None]
+    assert history(client, task) == {"train/reward": [(1, 0.5)]}
+    assert "MLFLOW_TRACKING_TOKEN" not in os.environ
+
+
+def config_of(endpoint, parent, experiment_id, **others):
+    """KFP_MLFLOW_CONFIG as the API server of 2.17.0 writes it: MLflowRuntimeConfig, empty fields left out."""
+    first = {"endpoint": endpoint, "parentRunId": parent, "experimentId": experiment_id, "authType": "none"}
+    return json.dumps({**first, "timeout": "30s", **others}, separators=(",", ":"))
+
+
+@pytest.fixture
+def on(kfp_runs, sqlite_server, monkeypatch):
+    """The plugin on and nothing handed out: (client, its run of the pipeline, its nested run of the task)."""
     client, parent, task = kfp_runs
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")
     experiment_id = client.get_run(parent).info.experiment_id
-    config = {"endpoint": "http://ignored", "parentRunId": parent, "experimentId": experiment_id, "authType": "none"}
-    monkeypatch.setenv("KFP_MLFLOW_CONFIG", json.dumps(config))
+    monkeypatch.setenv("KFP_MLFLOW_CONFIG", config_of(sqlite_server.uri, parent, experiment_id))
+    return client, parent, task
+
+
+@pytest.mark.usefixtures("_no_sender")
+def test_with_nothing_handed_out_the_summary_runs_are_beside_the_plugins(on, pipeline_run, tmp_path):
+    client, parent, task = on
     for _ in range(2):  # a retry
         with open_tracking(place_of(pipeline_run), tmp_path / "out") as tracker:
             tracker.log(1, {"train/reward": 0.5})
         assert [result.problem for result in sync(tmp_path)] == [None]
     (ours,) = set(all_runs(client, pipeline_run)) - {parent, task}
     run = client.get_run(ours)
-    assert run.data.tags["mlflow.parentRunId"] == parent
-    assert (run.info.run_name, run.info.status) == ("train-grpo-seed0", "FINISHED")
+    assert "mlflow.parentRunId" not in run.data.tags, "flat, to be laid beside those of other arms"
+    assert (run.info.run_name, run.info.status) == ("grpo-seed0", "FINISHED")
     assert history(client, ours) == {"train/reward": [(1, 0.5)]}
+    assert client.get_experiment_by_name("tracking") is None or runs_of(client, pipeline_run) == {}
+
+
+@pytest.mark.usefixtures("_no_sender")
+def test_with_nothing_handed_out_the_run_of_the_pipeline_is_the_plugins(on, pipeline_run, tmp_path):
+    client, parent, task = on
+    compare = place_of(pipeline_run, None, None, task="compare")
+    summary = compare.summary_of("grpo", 0, {}).model_dump(mode="json")
+    with open_tracking(compare, tmp_path / "out") as tracker:
+        tracker.log_metrics({"compare/grpo/pass_at_1": 0.5})
+        tracker.log_summaries(
+            [{"place": summary, "params": {}, "lines": [{"numbers": {"eval/entropy": 1.0}, "time": 1}]}]
+        )
+    assert [result.problem for result in sync(tmp_path)] == [None]
+    runs = all_runs(client, pipeline_run)
+    assert {run.info.run_name for run_id, run in runs.items() if run_id not in (parent, task)} == {"grpo-seed0"}
+    run = runs[parent]
+    assert (run.info.run_name, run.info.status) == ("kfp run", "RUNNING")  # the plugin ends what it made
+    assert run.data.metrics == {"compare/grpo/pass_at_1": 0.5}
+    assert run.data.tags["progrpo.pipeline_run_id"] == pipeline_run
+    assert close_runs(experiment="tracking", pipeline_run_id=pipeline_run, status="FAILED") == []
+    assert client.get_run(parent).info.status == "RUNNING"
+
+
+@pytest.mark.usefixtures("_no_sender")
+def test_on_a_server_without_the_plugins_runs_all_are_ours(on, pipeline_run, monkeypatch, tmp_path):
+    """The team's server need not be the one of Kubeflow."""
+    client, _, _ = on
+    monkeypatch.setenv("KFP_MLFLOW_CONFIG", config_of("http://mlflow.kubeflow:5000", uuid.uuid4().hex, "77"))
+    for place in (place_of(pipeline_run), place_of(pipeline_run, None, None, task="compare")):
+        with open_tracking(place, tmp_path / place.task) as tracker:
+            tracker.log_metrics({"eval/entropy": 1.0})
+    assert [result.problem for result in sync(tmp_path)] == [None, None]
+    runs = runs_of(client, pipeline_run)
+    assert {name: run.info.status for name, run in runs.items()} == {
+        "grpo-seed0": "FINISHED",
+        pipeline_run: "FINISHED",
+    }
+    assert close_runs(experiment="tracking", pipeline_run_id=pipeline_run, status="FAILED") == []
 
 
 @pytest.mark.usefixtures("_no_sender")
@@ -108,12 +175,28 @@ def test_a_plugin_that_changed_is_as_none(use, monkeypatch, raw):
     assert (place.role, place.parent_id, place.run_id) == ("summary", None, None)
 
 
-def test_the_plugins_server_is_used_where_no_other_is_set(use, monkeypatch):
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"authType": "none"}, {}),
+        ({"authType": "kubernetes"}, {"MLFLOW_TRACKING_AUTH": "kubernetes"}),
+        (
+            {"authType": "kubernetes", "workspacesEnabled": True, "workspace": "team-a"},
+            {"MLFLOW_TRACKING_AUTH": "kubernetes-namespaced", "MLFLOW_WORKSPACE": "team-a"},
+        ),
+        ({"authType": "bearer", "insecureSkipVerify": True}, {"MLFLOW_TRACKING_INSECURE_TLS": "true"}),
+    ],
+)
+def test_the_plugins_server_is_used_where_no_other_is_set(use, monkeypatch, config, expected):
     use("")
-    config = {"endpoint": "https://u:p@mlflow.example", "parentRunId": "a", "experimentId": "1"}
-    monkeypatch.setenv("KFP_MLFLOW_CONFIG", json.dumps(config))
+    for name in ("MLFLOW_TRACKING_AUTH", "MLFLOW_WORKSPACE", "MLFLOW_TRACKING_INSECURE_TLS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)  # and so it is gone again after the test
+    monkeypatch.setenv("KFP_MLFLOW_CONFIG", config_of("https://u:p@mlflow.example", "a", "1", **config))
     place = place_of("p")
     assert (place.uri, place.parent_id, place.experiment_id) == ("https://mlflow.example", "a", "1")
+    assert os.environ["MLFLOW_TRACKING_URI"] == "https://u:p@mlflow.example"
+    assert {name: os.environ[name] for name in expected} == expected
 
 
 def test_what_a_pipeline_run_left_open_is_ended(sqlite_server, use, pipeline_run):

@@ -75,6 +75,20 @@ def test_a_wrong_password_leaves_everything_in_the_spool(team_server, use, pipel
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fast_sender")
+def test_variables_of_ours_come_before_those_of_a_platform(team_server, use, pipeline_run, monkeypatch, tmp_path):
+    """As in the container of a step, whose sender is a process of its own."""
+    elsewhere = {"MLFLOW_TRACKING_TOKEN": "the platform's", "MLFLOW_TRACKING_AUTH": "kubernetes"}
+    use("http://127.0.0.1:1", {**elsewhere, "MLFLOW_TRACKING_USERNAME": "x", "MLFLOW_TRACKING_PASSWORD": "x"})
+    for name, value in {"MLFLOW_TRACKING_URI": team_server.uri, **team_server.environment}.items():
+        monkeypatch.setenv(f"PROGRPO_{name}", value)
+    with open_tracking(place_of(pipeline_run), tmp_path / "out") as tracker:
+        tracker.log(1, {"train/reward": 0.5})
+    run = runs_of(new_client(team_server.uri), pipeline_run)["grpo-seed0"]
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"train/reward": 0.5})
+
+
+@pytest.mark.slow
 def test_a_candidate_is_registered_through_a_server(server, pipeline_run, tmp_path):
     """A server takes no version from a path of the client's: the checkpoint goes to the artifacts of its run."""
     checkpoint = tmp_path / "training" / "checkpoint"

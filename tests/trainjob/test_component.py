@@ -28,6 +28,7 @@ def compiled(tmp_path_factory):
             trainjob=trainjob,
             experiment="e",
             run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            run_name=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
             dataset=data.output,
             checkpoint=start.output,
         )
@@ -88,6 +89,7 @@ def test_the_step_runs_from_kubeflows_inputs_to_a_training_run(
         trainjob={"num_nodes": 2.0, "deadline_s": 3600.0},
         experiment="e",
         run_id="run-1",
+        run_name="nightly",
         dataset=dataset,
         checkpoint=checkpoint,
         training=training,

@@ -83,10 +83,7 @@ def test_the_runtime_has_what_a_trainjob_patches(pod, make_job):
     (container,) = pod["containers"]
     assert container["name"] == "node"
     assert container["command"] == body["spec"]["trainer"]["command"]
-    sources = [item.get("configMapRef", item.get("secretRef")) for item in container["envFrom"]]
     config = TrainJobConfig()
-    assert [source["name"] for source in sources] == [config.config_map, config.s3_secret, config.mlflow_secret]
-    assert [source.get("optional", False) for source in sources] == [False, True, True], "the chart makes the first"
     (shm,) = [volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "dshm"]
     assert shm == {"medium": "Memory", "sizeLimit": config.shm_size}, "one volume of that name, not two"
 

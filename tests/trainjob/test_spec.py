@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from progrpo.config import TrainJobConfig, parse
 from progrpo.errors import ConfigError, StorageError
+from progrpo_components import variables
 from progrpo_components.trainjob.artifacts import plain_uri
 from progrpo_components.trainjob.job import (
     MAX_TERMINATION_BYTES,
@@ -29,12 +30,11 @@ TASK = SimpleNamespace(
     tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
     affinity={"nodeAffinity": {}},
     env=[
-        {"name": "HF_HUB_OFFLINE", "value": "1"},
+        {"name": "PROGRPO_PIPELINE", "value": "compare"},
         {"name": "MLFLOW_TRACKING_URI", "value": "https://mlflow.example.com"},
         {"name": "MY_SECRET", "valueFrom": {"secretKeyRef": {"name": "mine", "key": "k"}}},
         {"name": "MLFLOW_TRACKING_TOKEN", "value": "token-in-clear"},
         {"name": "KFP_POD_NAME", "value": "launcher"},
-        {"name": "KFP_MLFLOW_CONFIG", "value": "{}"},
         {"name": "PET_NNODES", "value": "9"},
         {"name": "HOME", "value": "/home/of-the-launcher"},
     ],
@@ -134,20 +134,42 @@ def test_labels_owner_and_heartbeat(gpu_job):
 def test_secrets_are_references_and_never_values(gpu_job, caplog):
     body = build(gpu_job)
     env = {entry["name"]: entry for entry in body["spec"]["trainer"]["env"]}
-    assert env["AWS_SECRET_ACCESS_KEY"]["valueFrom"]["secretKeyRef"] == {
+    assert env["PROGRPO_S3_SECRET_ACCESS_KEY"]["valueFrom"]["secretKeyRef"] == {
         "name": "progrpo-s3",
         "key": "AWS_SECRET_ACCESS_KEY",
         "optional": True,
     }
     assert env["MY_SECRET"]["valueFrom"]["secretKeyRef"]["name"] == "mine"
     assert env["MLFLOW_TRACKING_URI"] == {"name": "MLFLOW_TRACKING_URI", "value": "https://mlflow.example.com"}
-    assert env["AWS_ENDPOINT_URL"]["valueFrom"]["configMapKeyRef"]["name"] == "progrpo-defaults"
+    assert env["PROGRPO_S3_ENDPOINT_URL"]["valueFrom"]["configMapKeyRef"]["name"] == "progrpo-defaults"
     assert "token-in-clear" not in json.dumps(body)
     assert "MLFLOW_TRACKING_TOKEN is not passed on" in caplog.text
     assert "token-in-clear" not in caplog.text
-    assert env["KFP_MLFLOW_CONFIG"]["value"] == "{}", "the parent run of Kubeflow's MLflow plugin"
     assert not {"KFP_POD_NAME", "PET_NNODES", "HOME"} & env.keys(), "Trainer's webhook refuses PET_*"
     assert len(env) == len(body["spec"]["trainer"]["env"])
+
+
+def test_nodes_get_the_variables_of_the_steps_and_no_other():
+    """Save what Kubeflow passes on, which includes what its MLflow plugin hands out."""
+    names = {entry["name"] for entry in environment(TrainJobConfig(), ())}
+    assert names == {*variables.CONFIG_MAP, *variables.S3_SECRET, *variables.MLFLOW_SECRET}
+    assert all(name.startswith("PROGRPO_") for name in names)
+
+
+def test_nodes_get_what_the_plugin_hands_to_the_launcher_alone(monkeypatch):
+    """KFP_MLFLOW_CONFIG and credentials are set in the launcher's template, which no passthrough sees (2.17.0)."""
+    config = {"endpoint": "http://mlflow", "parentRunId": "p", "experimentId": "1", "authType": "bearer"}
+    config = json.dumps({**config, "credentialSecretRef": {"tokenKey": "my-token"}, "timeout": "30s"})
+    monkeypatch.setenv("KFP_MLFLOW_CONFIG", config)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "in-clear")
+    env = {entry["name"]: entry for entry in environment(TrainJobConfig(), ())}
+    assert env["KFP_MLFLOW_CONFIG"]["value"] == config
+    assert env["MLFLOW_TRACKING_TOKEN"]["valueFrom"]["secretKeyRef"] == {
+        "name": "kfp-mlflow-credentials",
+        "key": "my-token",
+        "optional": True,
+    }
+    assert "in-clear" not in json.dumps(env)
 
 
 @given(name=st.sampled_from(["A_TOKEN", "DB_PASSWORD", "x_secret", "OPENAI_API_KEY", "AWS_ACCESS_KEY_ID", "my_apikey"]))

@@ -74,6 +74,13 @@ def one_node(store_job, tiny_dataset, embedded_checkpoint, tmp_path_factory):
     return output
 
 
+def store_of_pods():
+    """The store as pods know it; those of its names that a platform may have set there lead elsewhere."""
+    names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
+    ours = {name.replace("AWS_", "PROGRPO_S3_"): os.environ[name] for name in names}
+    return {**dict.fromkeys(names, "elsewhere"), **ours}
+
+
 class Nodes:
     """The workers of a job, each with the environment that Kubeflow Trainer gives its pod, and a disk of its own."""
 
@@ -86,7 +93,7 @@ class Nodes:
             torchrun = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_NODE_RANK": str(rank)}
             meeting = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}
             command = [sys.executable, "-m", "progrpo_components.trainjob.worker", "--job", job.as_argument()]
-            environment = {**os.environ, **torchrun, **meeting, "TMPDIR": str(disk)}
+            environment = {**os.environ, **store_of_pods(), **torchrun, **meeting, "TMPDIR": str(disk)}
             with (directory / f"node{rank}.log").open("wb") as log:
                 self.processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
         self._logs = [directory / f"node{rank}.log" for rank in (0, 1)]

@@ -1,4 +1,6 @@
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -113,6 +115,24 @@ def test_wrong_credentials(bucket, monkeypatch, variable, value, uri, s3_server,
     assert s3_server.endpoint in str(error.value)
     assert "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in str(error.value)
     assert s3_server.secret_key not in str(error.value)
+
+
+def test_our_variables_come_before_those_of_a_platform(bucket, monkeypatch, s3_server, tmp_path):  # noqa: F811
+    """In the container of a step both are set: with AWS_* Kubeflow's launcher uploads, and they lead elsewhere."""
+    elsewhere = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}
+    elsewhere |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_SESSION_TOKEN": "c"}
+    for name, value in {**elsewhere, "AWS_REGION": "eu-west-9", "AWS_DEFAULT_REGION": "eu-west-9"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StorageError, match=r"127\.0\.0\.1:9"):
+        localize("s3://models/llama", tmp_path)
+    for name, value in s3_server.own_environment.items():
+        monkeypatch.setenv(name, value)
+    assert contents(localize("s3://models/llama", tmp_path)) == contents(localize("s3://models/llama/", tmp_path))
+    script = "import sys; from progrpo.storage import localize; from pathlib import Path; "
+    script += "print(*sorted(p.name for p in localize('s3://models/llama', Path(sys.argv[1])).iterdir()))"
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "child")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == sorted(path.name for path in (tmp_path / "llama").iterdir())
 
 
 def test_no_credentials(bucket, monkeypatch, tmp_path):

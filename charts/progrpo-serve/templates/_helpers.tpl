@@ -153,3 +153,24 @@ capabilities:
 {{- end -}}
 {{- end -}}
 {{- end -}}
+
+{{- /* A variable of ours, which no platform sets: (name, value, or else ConfigMap and its key). */ -}}
+{{- define "progrpo-serve.setting" -}}
+{{- if index . 1 -}}
+- name: {{ index . 0 }}
+  value: {{ index . 1 }}
+{{- else if index . 2 -}}
+- name: {{ index . 0 }}
+  valueFrom:
+    configMapKeyRef: {name: {{ index . 2 }}, key: {{ index . 3 }}, optional: true}
+{{- end -}}
+{{- end -}}
+
+{{- /* The same from a Secret: (name, Secret or "", key). */ -}}
+{{- define "progrpo-serve.credential" -}}
+{{- if index . 1 -}}
+- name: {{ index . 0 }}
+  valueFrom:
+    secretKeyRef: {name: {{ index . 1 }}, key: {{ index . 2 }}, optional: true}
+{{- end -}}
+{{- end -}}

@@ -125,11 +125,18 @@ resources:
   {{- toYaml .resources | nindent 2 }}
 {{- end -}}
 
-{{- /* The environment that pipeline pods have as well: compiled pipelines name the same three objects. */ -}}
-{{- define "progrpo.envFrom" -}}
-- configMapRef: {name: progrpo-defaults}
-- secretRef: {name: progrpo-s3, optional: true}
-- secretRef: {name: progrpo-mlflow, optional: true}
+{{- /* The services as compiled pipelines name them to their pods: a platform has variables of none of these names. */ -}}
+{{- define "progrpo.servicesEnv" -}}
+{{- $defaults := dict "PROGRPO_MLFLOW_TRACKING_URI" "MLFLOW_TRACKING_URI" "PROGRPO_S3_ENDPOINT_URL" "AWS_ENDPOINT_URL" "PROGRPO_S3_REGION" "AWS_REGION" "PROGRPO_S3_URI" "PROGRPO_S3_URI" "PROGRPO_SANDBOX_URL" "PROGRPO_SANDBOX_URL" -}}
+{{- $s3 := dict "PROGRPO_S3_ACCESS_KEY_ID" "AWS_ACCESS_KEY_ID" "PROGRPO_S3_SECRET_ACCESS_KEY" "AWS_SECRET_ACCESS_KEY" -}}
+{{- $mlflow := dict "PROGRPO_MLFLOW_TRACKING_USERNAME" "MLFLOW_TRACKING_USERNAME" "PROGRPO_MLFLOW_TRACKING_PASSWORD" "MLFLOW_TRACKING_PASSWORD" "PROGRPO_MLFLOW_TRACKING_TOKEN" "MLFLOW_TRACKING_TOKEN" -}}
+{{- range $source := list (list "configMapKeyRef" "progrpo-defaults" $defaults) (list "secretKeyRef" "progrpo-s3" $s3) (list "secretKeyRef" "progrpo-mlflow" $mlflow) }}
+{{- range $variable, $key := last $source }}
+- name: {{ $variable }}
+  valueFrom:
+    {{ first $source }}: {name: {{ index $source 1 }}, key: {{ $key }}, optional: true}
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{- /* The root file system is read-only; the image's caches are in /cache. */ -}}
@@ -236,7 +243,7 @@ http://{{ include "progrpo.fullname" . }}-sandbox.{{ .Release.Namespace }}.svc:8
 {{- if regexMatch "(PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIAL|PRIVATE_KEY|ACCESS_KEY|API_?KEY)" $name -}}
 {{- fail (printf "trainJobs.env.%s looks like a secret, and many can read it there. Put it into Secret progrpo-s3 or progrpo-mlflow." $name) -}}
 {{- end -}}
-{{- if has $name (list "AWS_ENDPOINT_URL" "AWS_REGION" "HOME" "MLFLOW_TRACKING_URI" "PROGRPO_SANDBOX_URL" "TMPDIR") -}}
+{{- if has $name (list "AWS_ENDPOINT_URL" "AWS_REGION" "HOME" "MLFLOW_TRACKING_URI" "PROGRPO_MLFLOW_TRACKING_URI" "PROGRPO_S3_ENDPOINT_URL" "PROGRPO_S3_REGION" "PROGRPO_SANDBOX_URL" "TMPDIR") -}}
 {{- fail (printf "trainJobs.env.%s is set by the chart itself, from mlflow, s3 or sandbox. Set that instead." $name) -}}
 {{- end -}}
 {{- end -}}

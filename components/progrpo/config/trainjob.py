@@ -43,11 +43,13 @@ class TrainJobConfig(Config):
     image_pull_secrets: tuple[str, ...] = ()
     shm_size: str = Field("16Gi", pattern=QUANTITY, description="of /dev/shm, counted as memory; ours")
     config_map: str = Field(
-        "progrpo-defaults", pattern=DNS_NAME, description="MLFLOW_TRACKING_URI, AWS_ENDPOINT_URL, ...; may be absent"
+        "progrpo-defaults",
+        pattern=DNS_NAME,
+        description="keys MLFLOW_TRACKING_URI, AWS_REGION, ...; may be absent",
     )
-    s3_secret: str = Field("progrpo-s3", pattern=DNS_NAME, description="AWS_ACCESS_KEY_ID, ...; may be absent")
+    s3_secret: str = Field("progrpo-s3", pattern=DNS_NAME, description="keys AWS_ACCESS_KEY_ID, ...; may be absent")
     mlflow_secret: str = Field(
-        "progrpo-mlflow", pattern=DNS_NAME, description="MLFLOW_TRACKING_USERNAME, ...; may be absent"
+        "progrpo-mlflow", pattern=DNS_NAME, description="keys MLFLOW_TRACKING_USERNAME, ...; may be absent"
     )
     deadline_s: int | None = Field(
         7 * 86400, ge=60, description="longest run, waiting for pods included, in a queue not; absent: none; ours"

@@ -15,6 +15,7 @@ def compare_arms(
     config: dict[str, Any],
     experiment: str,
     run_id: str,
+    run_name: str,
     start: dsl.Input[dsl.Artifact],
     evaluations: dsl.Input[list[dsl.Artifact]],
     trainings: dsl.Input[list[dsl.Model]],
@@ -30,6 +31,7 @@ def compare_arms(
         config: progrpo.config.CompareConfig.
         experiment: MLflow experiment.
         run_id: of the pipeline run, which its MLflow runs are tagged with.
+        run_name: of the pipeline run, which its MLflow run is called by.
         start: evaluation of the checkpoint before training.
         evaluations: evaluations of the training runs.
         trainings: the training runs, for curves and wall times.
@@ -53,7 +55,7 @@ def compare_arms(
         evaluations=[Path(artifact.path) for artifact in [start, *evaluations]],
         trainings=[Path(artifact.path) for artifact in trainings],
         output=output,
-        tracking=steps.Tracking.of_pipeline(experiment, run_id),
+        tracking=steps.Tracking.of_pipeline(experiment, run_id, run_name),
     )
     comparison.metadata.update(steps.describe(manifest))
     shutil.copyfile(output / "report.html", report.path)

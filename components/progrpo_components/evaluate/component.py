@@ -15,6 +15,7 @@ def evaluate_checkpoint(
     config: dict[str, Any],
     experiment: str,
     run_id: str,
+    run_name: str,
     dataset: dsl.Input[dsl.Dataset],
     model: dsl.Input[dsl.Model],
     evaluation: dsl.Output[dsl.Artifact],
@@ -27,10 +28,11 @@ def evaluate_checkpoint(
         config: progrpo.config.EvaluateConfig.
         experiment: MLflow experiment.
         run_id: of the pipeline run, which its MLflow runs are tagged with.
+        run_name: of the pipeline run, which its MLflow run is called by.
         dataset: problems; the held-out split is used.
         model: a checkpoint, or a training run, whose checkpoint is then measured.
         evaluation: samples.parquet and evaluation.json.
-        metrics: the values without their intervals.
+        metrics: a few of the values, named after arm and seed.
         card: the values with them.
     """
     from pathlib import Path
@@ -43,9 +45,9 @@ def evaluate_checkpoint(
         dataset=Path(dataset.path),
         model=Path(model.path),
         output=output,
-        tracking=steps.Tracking.of_pipeline(experiment, run_id),
+        tracking=steps.Tracking.of_pipeline(experiment, run_id, run_name),
     )
     evaluation.metadata.update(steps.describe(manifest))
-    for name, value in steps.read_metrics(output).items():
+    for name, value in steps.headline(output).items():
         metrics.log_metric(name, value)
     Path(card.path).write_text(cards.evaluation_card(output, manifest), encoding="utf-8")

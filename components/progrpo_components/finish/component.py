@@ -10,6 +10,7 @@ def finish(
     pipeline: str,
     experiment: str,
     run_id: str,
+    run_name: str,
     status: dsl.PipelineTaskFinalStatus,
     summary: dsl.Output[dsl.Markdown],
 ) -> None:
@@ -19,6 +20,7 @@ def finish(
         pipeline: name of the pipeline.
         experiment: MLflow experiment.
         run_id: of the pipeline run, which its MLflow runs are tagged with.
+        run_name: of the pipeline run, which its MLflow run is called by.
         status: how everything before ended.
         summary: state, error and what was closed.
     """
@@ -26,5 +28,6 @@ def finish(
 
     from progrpo_components import steps
 
-    text = steps.finish(pipeline, experiment=experiment, run_id=run_id, state=status.state, error=status.error_message)
+    run = {"experiment": experiment, "run_id": run_id, "run_name": run_name}
+    text = steps.finish(pipeline, **run, state=status.state, error=status.error_message)
     Path(summary.path).write_text(text, encoding="utf-8")

@@ -27,6 +27,7 @@ def launch_train(
     trainjob: dict[str, Any],
     experiment: str,
     run_id: str,
+    run_name: str,
     dataset: dsl.Input[dsl.Dataset],
     checkpoint: dsl.Input[dsl.Model],
     training: dsl.Output[dsl.Model],
@@ -40,6 +41,7 @@ def launch_train(
         trainjob: progrpo.config.TrainJobConfig, {num_nodes, queue, ...}.
         experiment: MLflow experiment.
         run_id: of the pipeline run, which its MLflow runs are tagged with.
+        run_name: of the pipeline run, which its MLflow run is called by.
         dataset: problems; the training split is used.
         checkpoint: the checkpoint to start from.
         training: the training run: checkpoint/, metrics.jsonl, rollouts/; the first node writes it.
@@ -57,6 +59,6 @@ def launch_train(
         checkpoint=Path(checkpoint.path),
         uris={"dataset": dataset.uri, "checkpoint": checkpoint.uri, "training": training.uri},
         task=tc,
-        tracking=steps.Tracking.of_pipeline(experiment, run_id),
+        tracking=steps.Tracking.of_pipeline(experiment, run_id, run_name),
     )
     training.metadata.update(steps.describe(manifest))

@@ -10,6 +10,7 @@ def promote(
     training_uri: str,
     experiment: str,
     run_id: str,
+    run_name: str,
     comparison: dsl.Input[dsl.Artifact],
     promotion: dsl.Output[dsl.Artifact],
     card: dsl.Output[dsl.Markdown],
@@ -20,6 +21,7 @@ def promote(
         training_uri: the candidate's training run.
         experiment: MLflow experiment.
         run_id: of the pipeline run, which its MLflow runs are tagged with.
+        run_name: of the pipeline run, which its MLflow run is called by.
         comparison: the comparison with the gate's decision.
         promotion: promotion.json.
         card: the same, to look at.
@@ -32,7 +34,7 @@ def promote(
         comparison=Path(comparison.path),
         training_uri=training_uri,
         output=Path(promotion.path),
-        tracking=steps.Tracking.of_pipeline(experiment, run_id),
+        tracking=steps.Tracking.of_pipeline(experiment, run_id, run_name),
     )
     promotion.metadata.update(steps.describe(manifest))
     Path(card.path).write_text(cards.promotion_card(Path(promotion.path)), encoding="utf-8")

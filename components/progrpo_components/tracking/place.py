@@ -1,15 +1,13 @@
 """Which MLflow run a step logs into: all that is needed to find or make it, now or on another day.
 
 1. ``MLFLOW_RUN_ID``: Kubeflow's MLflow plugin made a run for this task, and the step attaches to it.
-2. ``KFP_MLFLOW_CONFIG``: the plugin runs, but does not hand the run of the task on; the step logs into a nested run of
-   its own below the plugin's run of the pipeline.
-3. Else runs of our own: one for the pipeline run, and a flat *summary run* for each arm and seed.
+2. Else there is one run for the pipeline run, and a flat *summary run* for each arm and seed. The first is the
+   plugin's, where ``KFP_MLFLOW_CONFIG`` names it and our server has it, and the others are in its experiment; without
+   the plugin all of them are our own.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import time
 from collections.abc import Mapping
@@ -21,12 +19,10 @@ from pydantic import Field
 
 from progrpo.comparison.palette import colour_by_name
 from progrpo.config import Config
-
-logger = logging.getLogger(__name__)
+from progrpo_components.tracking.server import RUN_ID_VARIABLE, handed_out, plugin_config, server_uri
 
 SWITCH = "PROGRPO_TRACKING"
 """Environment variable; ``off`` logs nothing and starts no process."""
-RUN_ID_VARIABLE = "PROGRPO_PIPELINE_RUN_ID"
 RUN_NAME_VARIABLE = "PROGRPO_PIPELINE_RUN_NAME"
 
 RUN_TAG, ARM_TAG, SEED_TAG = "progrpo.pipeline_run_id", "progrpo.arm", "progrpo.seed"
@@ -43,7 +39,7 @@ _ENVIRONMENT_TAGS = {
 
 _COMMON_TAGS = {"progrpo.run_name", "progrpo.pipeline", "progrpo.run_url", "mlflow.source.git.commit"}
 
-Role = Literal["pipeline", "summary", "task", "attached"]
+Role = Literal["pipeline", "summary", "attached"]
 
 
 class Place(Config):
@@ -53,16 +49,15 @@ class Place(Config):
         uri: of the tracking server or database, without user and password.
         experiment: by name.
         pipeline_run_id: of the pipeline run that the step belongs to.
-        role: the run of the pipeline, the summary of one (arm, seed), a task's below Kubeflow's run of the pipeline, or
-            Kubeflow's own run of the task.
+        role: the run of the pipeline, the summary of one (arm, seed), or one that Kubeflow's plugin made.
         task: the step, ``train``.
         name: of the run, if it is made here.
         arm: of the comparison.
         seed: of the training; None if nothing is trained.
         tags: of the run.
         run_id: the run to attach to, if someone else made it.
-        parent_id: the run to nest a task's run under.
-        experiment_id: of the runs of Kubeflow's plugin, which has a run for the pipeline run then.
+        parent_id: the run that Kubeflow's plugin made for the pipeline run.
+        experiment_id: of the runs of Kubeflow's plugin.
         opened_s: Unix time.
     """
 
@@ -85,8 +80,7 @@ class Place(Config):
         """The tags that tell this run from every other."""
         key = {RUN_TAG: self.pipeline_run_id, ROLE_TAG: self.role}
         key |= {ARM_TAG: self.arm} if self.arm is not None else {}
-        key |= {SEED_TAG: str(self.seed)} if self.seed is not None else {}
-        return key | ({TASK_TAG: self.task} if self.role == "task" else {})
+        return key | ({SEED_TAG: str(self.seed)} if self.seed is not None else {})
 
     @property
     def all_tags(self) -> dict[str, str]:
@@ -107,7 +101,12 @@ class Place(Config):
     def summary_of(self, arm: str, seed: int | None, tags: Mapping[str, str]) -> Place:
         """Return the place of a summary run of the same pipeline run."""
         changes = {"role": "summary", "arm": arm, "seed": seed, "name": summary_name(arm, seed), "run_id": None}
-        return self.model_copy(update={**changes, "parent_id": None, "tags": {**self.tags, **tags}})
+        return self.model_copy(update={**changes, "tags": {**self.tags, **tags}})
+
+    @property
+    def without_plugin(self) -> Place:
+        """The place on a server that does not have the runs of Kubeflow's plugin."""
+        return self.model_copy(update={"parent_id": None, "experiment_id": None})
 
 
 def is_off() -> bool:
@@ -117,8 +116,7 @@ def is_off() -> bool:
     """
     if os.environ.get(SWITCH, "").lower() == "off":
         return True
-    named = os.environ.get("MLFLOW_TRACKING_URI") or plugin_of_task().get("uri")
-    return not named and "KUBERNETES_SERVICE_HOST" in os.environ
+    return server_uri() is None and "KUBERNETES_SERVICE_HOST" in os.environ
 
 
 def summary_name(arm: str, seed: int | None) -> str:
@@ -147,18 +145,21 @@ def locate(
         arm: of the comparison; None for a step that belongs to all of them.
         seed: of the training; None if nothing is trained.
         tags: further tags.
-        own: the summary run, also where Kubeflow's plugin made one for the task.
+        own: the summary run, also where Kubeflow's plugin handed out one for the task.
     """
     shown = run_name or pipeline_run_id
     role: Role = "pipeline" if arm is None else "summary"
     name = shown if arm is None else summary_name(arm, seed)
-    plugin = plugin_of_task()
+    uri = tracking_uri()
+    plugin = handed_out()
     if own:
-        plugin = {key: value for key, value in plugin.items() if key in ("experiment_id", "uri")}
+        plugin.pop("run_id", None)
     elif plugin:
-        role, name = "attached" if "run_id" in plugin else "task", f"{task}-{name}"
+        role, name = "attached", f"{task}-{name}"
+    if not plugin and (config := plugin_config()) is not None:
+        plugin = {"parent_id": config.parent_run_id, "experiment_id": config.experiment_id}
     return Place(
-        uri=tracking_uri(plugin.pop("uri", "")),
+        uri=uri,
         experiment=experiment,
         pipeline_run_id=pipeline_run_id,
         role=role,
@@ -172,39 +173,17 @@ def locate(
     )
 
 
-def tracking_uri(fallback: str = "") -> str:
-    """Return ``MLFLOW_TRACKING_URI`` without user and password, else ``mlflow.db`` in the working directory."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or fallback or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+def tracking_uri() -> str:
+    """Return the server's address without user and password, else ``mlflow.db`` in the working directory."""
+    uri = server_uri() or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
     parts = urlsplit(uri)
     host = parts.netloc.rpartition("@")[2]
     return uri if host == parts.netloc else urlunsplit(parts._replace(netloc=host))
 
 
-def plugin_of_task() -> dict[str, str]:
-    """Return what Kubeflow's MLflow plugin tells this task: ``run_id`` or ``parent_id``, ``experiment_id``, ``uri``."""
-    if RUN_ID_VARIABLE in os.environ:
-        return {}  # progrpo run, whose tasks share one environment: they would all log into one run
-    if run_id := os.environ.get("MLFLOW_RUN_ID"):
-        experiment = os.environ.get("MLFLOW_EXPERIMENT_ID")
-        return {"run_id": run_id} | ({"experiment_id": experiment} if experiment else {})
-    raw = os.environ.get("KFP_MLFLOW_CONFIG")
-    if not raw:
-        return {}
-    # Internal to KFP, which promises nothing about it: whatever is not as expected is as if it were not there.
-    try:
-        config = json.loads(raw)
-        parent, experiment, endpoint = (config.get(key) for key in ("parentRunId", "experimentId", "endpoint"))
-    except (ValueError, AttributeError):
-        parent = experiment = endpoint = None
-    if not (isinstance(parent, str) and parent and isinstance(experiment, str) and experiment):
-        logger.warning("KFP_MLFLOW_CONFIG is not as expected and is ignored")
-        return {}
-    found = {"parent_id": parent, "experiment_id": experiment}
-    return found | ({"uri": endpoint} if isinstance(endpoint, str) and endpoint else {})
-
-
 def _tags_of_environment(pipeline_run_id: str) -> dict[str, str]:
     tags = {tag: value for tag, name in _ENVIRONMENT_TAGS.items() if (value := os.environ.get(name))}
-    if (ui := os.environ.get("KF_PIPELINES_UI_ENDPOINT")) and RUN_ID_VARIABLE not in os.environ:
+    ui = os.environ.get("PROGRPO_UI_ENDPOINT") or os.environ.get("KF_PIPELINES_UI_ENDPOINT")
+    if ui and RUN_ID_VARIABLE not in os.environ:
         tags.setdefault("progrpo.run_url", f"{ui.rstrip('/')}/#/runs/details/{pipeline_run_id}")
     return tags

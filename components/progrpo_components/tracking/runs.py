@@ -15,16 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from progrpo_components.tracking.place import (
-    ROLE_TAG,
-    RUN_ID_VARIABLE,
-    RUN_TAG,
-    SEED_TAG,
-    Place,
-    is_off,
-    plugin_of_task,
-    tracking_uri,
-)
+from progrpo_components.tracking.place import ROLE_TAG, RUN_TAG, SEED_TAG, Place, is_off, tracking_uri
+from progrpo_components.tracking.server import RUN_ID_VARIABLE, handed_out, plugin_config, server_uri
 from progrpo_components.tracking.text import describe_error, redact
 
 if TYPE_CHECKING:
@@ -33,7 +25,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SUPERSEDED_TAG = "progrpo.superseded_by"
-PARENT_TAG = "mlflow.parentRunId"
 # MLflow's UI then opens the experiment on its runs, not on its traces.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _ENVIRONMENT = {
@@ -71,7 +62,7 @@ class RunGoneError(Exception):
 
 
 def new_client(uri: str, *, repeats: bool = True) -> MlflowClient:
-    """Return a client of ``MLFLOW_TRACKING_URI`` if that is set, else of ``uri``.
+    """Return a client of the server that the environment names, else of ``uri``.
 
     Args:
         uri: of the server or database.
@@ -83,7 +74,7 @@ def new_client(uri: str, *, repeats: bool = True) -> MlflowClient:
         os.environ.setdefault(variable, value)
     from mlflow import MlflowClient
 
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or uri
+    uri = server_uri() or uri
     with one_at_a_time(uri):  # the first one makes the tables
         return MlflowClient(tracking_uri=uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
 
@@ -105,6 +96,7 @@ class Finder:
         self._client = client
         self._experiment_ids: dict[str, str] = {}
         self._runs: dict[tuple[str, str], Run] = {}
+        self._known: dict[str, bool] = {}
 
     def open_run(
         self, place: Place, *, known: str | None = None, experiment_id: str | None = None, resumes: bool = True
@@ -128,7 +120,12 @@ class Finder:
             return Run(place.run_id, str(info.experiment_id), is_attached=True)
         if known is not None:
             return Run(known, str(client.get_run(known).info.experiment_id))
-        with one_at_a_time(os.environ.get("MLFLOW_TRACKING_URI") or place.uri):
+        with one_at_a_time(server_uri() or place.uri):
+            if place.parent_id is not None and not self._has(place.parent_id):
+                place = place.without_plugin
+            if place.role == "pipeline" and place.parent_id is not None:
+                set_tags(client, place.parent_id, {**place.all_tags, ROLE_TAG: "attached"})
+                return Run(place.parent_id, str(place.experiment_id), is_attached=True)
             where = experiment_id or place.experiment_id or self._experiment_id(place)
             if place.role == "summary" and experiment_id is None and place.experiment_id is None:
                 self._find_or_create(where, place.pipeline)
@@ -146,8 +143,7 @@ class Finder:
         found = _find(client, experiment_id, place)
         made = None
         if not found:
-            tags = {**place.all_tags, **({PARENT_TAG: place.parent_id} if place.parent_id else {})}
-            made = client.create_run(experiment_id, run_name=place.name, tags=tags)
+            made = client.create_run(experiment_id, run_name=place.name, tags=place.all_tags)
             found = _find(client, experiment_id, place) or [made]
         winner, *others = sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
         run_id = str(winner.info.run_id)
@@ -159,6 +155,21 @@ class Finder:
                 logger.debug("run %s was not deleted: %s", other.info.run_id, describe_error(error))
         run = Run(run_id, experiment_id, is_new=made is not None and run_id == made.info.run_id)
         return self._runs.setdefault(key, run)
+
+    def _has(self, run_id: str) -> bool:
+        """Whether our server is the one of Kubeflow's plugin and lets us see its run."""
+        from mlflow.exceptions import MlflowException
+
+        if run_id not in self._known:
+            try:
+                self._client.get_run(run_id)
+            except MlflowException as error:
+                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"):
+                    raise
+                self._known[run_id] = False
+            else:
+                self._known[run_id] = True
+        return self._known[run_id]
 
     def _experiment_id(self, place: Place) -> str:
         name = place.experiment
@@ -215,7 +226,7 @@ def close_runs(*, experiment: str, pipeline_run_id: str, status: str) -> list[st
             return []
         client = new_client(uri)
         found = client.get_experiment_by_name(experiment)
-        experiment_ids = {None if found is None else found.experiment_id, plugin_of_task().get("experiment_id")}
+        experiment_ids = {None if found is None else found.experiment_id, _experiment_of_plugin()}
         run_id = os.environ.get(RUN_ID_VARIABLE, pipeline_run_id)
         wanted = f"tags.`{RUN_TAG}` = {_quote(run_id)} and attributes.status = 'RUNNING'"
         for run in client.search_runs(sorted(filter(None, experiment_ids)), wanted):
@@ -225,6 +236,11 @@ def close_runs(*, experiment: str, pipeline_run_id: str, status: str) -> list[st
     except Exception as error:
         logger.warning("MLflow at %s may show ended runs as running: %s", redact(uri), describe_error(error))
     return ended
+
+
+def _experiment_of_plugin() -> str | None:
+    config = plugin_config()
+    return handed_out().get("experiment_id") or (None if config is None else config.experiment_id)
 
 
 def _end_of(role: str | None, state: str) -> str:
@@ -244,7 +260,7 @@ def _find(client: MlflowClient, experiment_id: str, place: Place) -> list[Any]:
 def _experiment_id(client: MlflowClient, place: Place) -> str:
     found = client.get_experiment_by_name(place.experiment)
     if found is None:
-        database = _database_of(os.environ.get("MLFLOW_TRACKING_URI") or place.uri)
+        database = _database_of(server_uri() or place.uri)
         # Absolute, or a server that was started elsewhere looks for the artifacts in its own working directory.
         location = None if database is None else (database.parent / "mlartifacts").as_uri()
         try:

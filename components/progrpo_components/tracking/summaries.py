@@ -27,10 +27,10 @@ def summaries_of(place: Place, evaluations: Sequence[Path], trainings: Sequence[
         evaluations: evaluation artifacts.
         trainings: training artifacts; one that belongs to an evaluation gives its settings and curves.
     """
-    trained = {_identity(manifest): (path, manifest) for path, manifest in _manifests(trainings, "training")}
+    trained = {identity_of(manifest): (path, manifest) for path, manifest in _manifests(trainings, "training")}
     summaries = []
     for path, manifest in _manifests(evaluations, "evaluation"):
-        arm, seed = _identity(manifest)
+        arm, seed = identity_of(manifest)
         training, of_training = trained.get((arm, seed), (None, None))
         config = {**(of_training.config if of_training else {}), **manifest.config}
         tags = summary_tags(of_training or manifest, config.get("arm"))
@@ -75,7 +75,8 @@ def _manifests(paths: Sequence[Path], kind: Any) -> Iterator[tuple[Path, Manifes
         yield path, read_manifest(path, kind, verify=False)
 
 
-def _identity(manifest: Manifest) -> tuple[str, int | None]:
+def identity_of(manifest: Manifest) -> tuple[str, int | None]:
+    """Return arm and seed of a training run or an evaluation."""
     arm = manifest.config.get("arm")
     return (arm["name"] if arm else str(manifest.metadata["arm"])), manifest.config.get("seed")
 

@@ -13,6 +13,7 @@ def train(
     config: dict[str, Any],
     experiment: str,
     run_id: str,
+    run_name: str,
     dataset: dsl.Input[dsl.Dataset],
     checkpoint: dsl.Input[dsl.Model],
     training: dsl.Output[dsl.Model],
@@ -24,6 +25,7 @@ def train(
         config: progrpo.config.TrainConfig, the same for every arm.
         experiment: MLflow experiment.
         run_id: of the pipeline run, which its MLflow runs are tagged with.
+        run_name: of the pipeline run, which its MLflow run is called by.
         dataset: problems; the training split is used.
         checkpoint: the checkpoint to start from.
         training: the training run: checkpoint/, metrics.jsonl, rollouts/.
@@ -38,6 +40,6 @@ def train(
         dataset=Path(dataset.path),
         checkpoint=Path(checkpoint.path),
         output=Path(training.path),
-        tracking=steps.Tracking.of_pipeline(experiment, run_id),
+        tracking=steps.Tracking.of_pipeline(experiment, run_id, run_name),
     )
     training.metadata.update(steps.describe(manifest))

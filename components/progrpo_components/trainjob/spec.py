@@ -7,6 +7,7 @@ manifest, as the Kubeflow SDK's trainers take no environment variable with ``val
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import Literal, Protocol
 
 from progrpo.config import TrainJobConfig
 from progrpo.errors import ConfigError
+from progrpo_components import variables
+from progrpo_components.tracking.server import PLUGIN_VARIABLE, plugin_config
 from progrpo_components.trainjob.cluster import GROUP, VERSION, Json
 from progrpo_components.trainjob.job import NODE, WorkerJob
 
@@ -27,20 +30,9 @@ WORKFLOW, WORKFLOW_UID = "progrpo.io/workflow", "progrpo.io/workflow-uid"
 OURS = f"{MANAGED_BY}=progrpo,{RUN_ID}"
 """Label selector of every TrainJob made here."""
 
-FROM_CONFIG_MAP = (
-    "MLFLOW_TRACKING_URI",
-    "AWS_ENDPOINT_URL",
-    "AWS_REGION",
-    "PROGRPO_SANDBOX_URL",
-    "PROGRPO_TRACKING",
-    "HF_HOME",
-)
-FROM_S3_SECRET = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-FROM_MLFLOW_SECRET = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
-
 _SECRET_NAME = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIAL|(ACCESS|API|PRIVATE)_?KEY", re.IGNORECASE)
 _GPU = re.compile(r"/(gpu|mig-.*)$")
-_LAUNCHERS_OWN = re.compile(r"PET_|KFP_(?!MLFLOW_CONFIG$)|KUBERNETES_|(HOSTNAME|HOME|TMPDIR)$")
+_LAUNCHERS_OWN = re.compile(r"PET_|KFP_|KUBERNETES_|(HOSTNAME|HOME|TMPDIR)$")
 """Variables that belong to the launcher's pod and its mounts, or that Trainer sets and its webhook refuses."""
 
 Api = Literal["runtimePatches", "podTemplateOverrides"]
@@ -157,15 +149,20 @@ def environment(config: TrainJobConfig, passed: Sequence[Json]) -> list[Json]:
     A variable of the task that looks like a secret and has a plain value is left out: the manifest of a TrainJob can be
     read by many.
     """
-
-    def reference(kind: str, name: str, key: str) -> Json:
-        return {"name": key, "valueFrom": {kind: {"name": name, "key": key, "optional": True}}}
-
-    entries = {
-        **{key: reference("configMapKeyRef", config.config_map, key) for key in FROM_CONFIG_MAP},
-        **{key: reference("secretKeyRef", config.s3_secret, key) for key in FROM_S3_SECRET},
-        **{key: reference("secretKeyRef", config.mlflow_secret, key) for key in FROM_MLFLOW_SECRET},
+    plugin = plugin_config()
+    sources = (
+        ("configMapKeyRef", config.config_map, variables.CONFIG_MAP),
+        ("secretKeyRef", config.s3_secret, variables.S3_SECRET),
+        ("secretKeyRef", config.mlflow_secret, variables.MLFLOW_SECRET),
+        ("secretKeyRef", "kfp-mlflow-credentials", {} if plugin is None else plugin.credentials),
+    )
+    entries: dict[str, Json] = {
+        variable: {"name": variable, "valueFrom": {kind: {"name": name, "key": key, "optional": True}}}
+        for kind, name, keys in sources
+        for variable, key in keys.items()
     }
+    if plugin is not None:  # its variables are in this pod, and Kubeflow passes on none of them
+        entries[PLUGIN_VARIABLE] = {"name": PLUGIN_VARIABLE, "value": os.environ[PLUGIN_VARIABLE]}
     for entry in passed:
         name = str(entry["name"])
         if _LAUNCHERS_OWN.match(name):
@@ -174,7 +171,7 @@ def environment(config: TrainJobConfig, passed: Sequence[Json]) -> list[Json]:
             logger.warning(
                 "%s is not passed on: it looks like a secret, and its value would stand in the TrainJob. Give it by "
                 "use_secret_as_env, or in the secret %s.",
-                *(name, config.mlflow_secret if name.startswith("MLFLOW_") else config.s3_secret),
+                *(name, config.mlflow_secret if "MLFLOW_" in name else config.s3_secret),
             )
             continue
         entries[name] = dict(entry)

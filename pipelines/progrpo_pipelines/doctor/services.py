@@ -73,9 +73,11 @@ def _version(name: str, connection: Connection, health: Mapping[str, Any]) -> Ch
     return Check(name, "ok", detail)
 
 
-def check_mlflow(environment: Mapping[str, str] = os.environ) -> Iterator[Check]:
+def check_mlflow() -> Iterator[Check]:
     """Look at the MLflow server with mlflow's own client, so that every way to authenticate is the pods' own."""
-    name, uri = "MLflow", environment.get("MLFLOW_TRACKING_URI", "")
+    from progrpo_components.tracking.server import server_uri
+
+    name, uri = "MLflow", server_uri() or ""
     if not uri.startswith(("http://", "https://")):
         what = f"MLFLOW_TRACKING_URI is {shown(uri)!r}" if uri else "MLFLOW_TRACKING_URI is not set"
         yield Check(name, "skipped", f"{what}: runs are logged, but to no server")
@@ -102,20 +104,18 @@ def _mend_mlflow(error: str) -> str:
     return "Check MLFLOW_TRACKING_URI, that the server runs, and the network policies between here and it."
 
 
-def check_s3(uri: str | None, *, write: bool, environment: Mapping[str, str] = os.environ) -> Iterator[Check]:
+def check_s3(uri: str | None, *, write: bool) -> Iterator[Check]:
     """Look at the object store: list, and with ``write`` put, read and delete a probe object.
 
     Args:
         uri: ``s3://BUCKET/PREFIX`` to look at; absent: only whether the credentials are known.
         write: whether to write.
-        environment: of the pods.
     """
-    from progrpo.storage import s3_client, split_s3_uri
+    from progrpo.storage import s3_client, split_s3_uri, take_own_variables
 
     name = "Object store"
-    if uri is None and not any(
-        environment.get(key) for key in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
-    ):
+    take_own_variables()
+    if uri is None and not any(os.environ.get(key) for key in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")):
         yield Check(name, "skipped", "no AWS_ variable is set: only local paths and embedded:// can be read")
         return
     if uri is None:

@@ -26,6 +26,7 @@ from progrpo_components import images
 from progrpo_components.reporting import PROGRESS_DIR
 from progrpo_components.steps import RUN_ID_VARIABLE, RUN_NAME_VARIABLE
 from progrpo_components.tracking import SWITCH, redact
+from progrpo_components.tracking.server import server_uri
 from progrpo_pipelines.local.docker_runner import ContainerSettings, Network, check_images, inputs_of, stop_containers
 from progrpo_pipelines.local.progress import ProgressReader, StepRow, open_display
 from progrpo_pipelines.local.tracking_server import artifacts_of, is_tracked, needs_server
@@ -191,6 +192,7 @@ def _prepare_directory(directory: Path, *, replace: bool) -> None:
 
 def _environment(directory: Path) -> dict[str, str]:
     """What the tasks of a local run find in their environment; they share one machine and this Python."""
+    server_uri()  # where it is named by a variable of ours, the one below has it then
     defaults = {
         "MLFLOW_TRACKING_URI": f"sqlite:///{directory.parent / 'mlflow.db'}",
         "OMP_NUM_THREADS": "1",

@@ -12,30 +12,18 @@ from typing import Any
 
 from kfp import kubernetes
 
-from progrpo_components import images
+from progrpo_components import images, variables
 from progrpo_pipelines.packaging.target import Target
 
 Task = Any  # kfp.dsl.PipelineTask
 
 CONFIG_MAP = "progrpo-defaults"
-CONFIG_KEYS = (
-    "AWS_ENDPOINT_URL",
-    "AWS_REGION",
-    "KF_PIPELINES_UI_ENDPOINT",
-    "MLFLOW_TRACKING_URI",
-    "PROGRPO_SANDBOX_URL",
-    "PROGRPO_TRACKING",
-    "PROGRPO_TRAINING_RUNTIME",
-)
 PLACEMENT = ("gpu_type", "gpu_count", "cpu", "memory", "node_selector", "tolerations", "node_affinity")
 """Outputs of validate-inputs that say where a GPU task runs."""
 
 S3_SECRET, MLFLOW_SECRET = "progrpo-s3", "progrpo-mlflow"
-SECRETS = {
-    S3_SECRET: ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
-    MLFLOW_SECRET: ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
-}
-"""Names that charts/progrpo makes or refers to. All are optional: what is absent in the namespace is not set."""
+SECRETS = {S3_SECRET: variables.S3_SECRET, MLFLOW_SECRET: variables.MLFLOW_SECRET}
+"""Names that charts/progrpo makes or refers to."""
 
 _WITHOUT_MLFLOW = ("validate-inputs", "prepare-dataset", "import-checkpoint")
 
@@ -55,16 +43,17 @@ def place(task: Task, step: str, target: Target, *, timeout_s: int | None = None
     for key, value in {**target.labels, "progrpo.io/step": step}.items():
         kubernetes.add_pod_label(task, key, value)
     kubernetes.set_image_pull_policy(task, "IfNotPresent")
-    kubernetes.use_config_map_as_env(task, CONFIG_MAP, {key: key for key in CONFIG_KEYS}, optional=True)
-    for secret, keys in SECRETS.items():
+    keys = {key: variable for variable, key in variables.CONFIG_MAP.items()}
+    kubernetes.use_config_map_as_env(task, CONFIG_MAP, keys, optional=True)
+    for secret, named in SECRETS.items():
         if not (secret == MLFLOW_SECRET and step in _WITHOUT_MLFLOW):
-            kubernetes.use_secret_as_env(task, secret, {key: key for key in keys}, optional=True)
+            keys = {key: variable for variable, key in named.items()}
+            kubernetes.use_secret_as_env(task, secret, keys, optional=True)
     kubernetes.empty_dir_mount(task, "cache", _CACHE)
     if target.has_security_context:
         kubernetes.set_security_context(task, run_as_non_root=True)
     if timeout_s is not None:
         kubernetes.set_timeout(task, timeout_s)
-    task.set_env_variable("HF_HUB_OFFLINE", "1")
     task.set_env_variable("PROGRPO_PIPELINE", target.pipeline)
     return task
 

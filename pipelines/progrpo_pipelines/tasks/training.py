@@ -14,7 +14,7 @@ from progrpo_components.promote.component import promote
 from progrpo_components.train.component import train
 from progrpo_pipelines.packaging.placement import PLACEMENT, place_on_cpu, place_on_gpu
 from progrpo_pipelines.packaging.target import Target
-from progrpo_pipelines.tasks.wiring import HOUR, Task, measure
+from progrpo_pipelines.tasks.wiring import HOUR, THIS_RUN, Task, measure
 
 # Two at a time: what kfp.local allows at most, and two one-thread workers beat one with two.
 PARALLELISM = 2
@@ -65,7 +65,7 @@ def build(target: Target, *, by_trainjob: bool) -> Any:
                 run=run,
                 config=train_config,
                 experiment=experiment,
-                run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+                **THIS_RUN,
                 dataset=dataset,
                 checkpoint=checkpoint,
                 **of_nodes,
@@ -78,7 +78,7 @@ def build(target: Target, *, by_trainjob: bool) -> Any:
         compared = compare_arms(
             config=comparison,
             experiment=experiment,
-            run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            **THIS_RUN,
             start=start.outputs["evaluation"],
             evaluations=dsl.Collected(evaluated.outputs["evaluation"]),
             trainings=dsl.Collected(trained.outputs["training"]),
@@ -90,7 +90,7 @@ def build(target: Target, *, by_trainjob: bool) -> Any:
             promoted = promote(
                 training_uri=compared.outputs["candidate_uri"],
                 experiment=experiment,
-                run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+                **THIS_RUN,
                 comparison=compared.outputs["comparison"],
             )
             promoted.set_display_name("Promote").set_caching_options(False)

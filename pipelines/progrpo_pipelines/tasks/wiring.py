@@ -22,6 +22,9 @@ Form = dict[str, Any]  # parameters of a pipeline, by name
 
 MINUTE, HOUR = 60, 3600
 
+THIS_RUN = {"run_id": dsl.PIPELINE_JOB_ID_PLACEHOLDER, "run_name": dsl.PIPELINE_JOB_NAME_PLACEHOLDER}
+"""Arguments that Kubeflow fills in."""
+
 
 def pipeline(name: str, target: Target, *, title: str, description: str) -> Callable[[Callable[[Form], None]], Any]:
     """Make a KFP pipeline, whose parameters are its form, of a function that takes the form.
@@ -51,7 +54,7 @@ def pipeline(name: str, target: Target, *, title: str, description: str) -> Call
 @contextmanager
 def finished(pipeline: str, target: Target, experiment: Any) -> Iterator[None]:
     """Run ``finish`` after the tasks of the block, however they end; not after Terminate, which skips exit handlers."""
-    task = finish(pipeline=pipeline, experiment=experiment, run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER)
+    task = finish(pipeline=pipeline, experiment=experiment, **THIS_RUN)
     task.set_display_name("Finish").set_caching_options(False)
     place_on_cpu(task, "finish", target, timeout_s=15 * MINUTE, memory="2Gi")
     with dsl.ExitHandler(task, name="Run"):
@@ -89,7 +92,7 @@ def measure(
     task = evaluate_checkpoint(
         config=settings["evaluation"],
         experiment=experiment,
-        run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+        **THIS_RUN,
         dataset=dataset,
         model=model,
     )

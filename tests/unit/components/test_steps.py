@@ -12,6 +12,7 @@ from progrpo.errors import ConfigError, DataError, ManifestError, StorageError
 from progrpo.manifest import write_manifest
 from progrpo_components import standalone, steps
 from progrpo_components.reporting import PROGRESS_DIR, reported
+from progrpo_components.tracking import is_legal_name
 
 GRPO = {"name": "grpo", "algorithm": {"type": "grpo"}}
 
@@ -77,6 +78,31 @@ def test_metrics_of_an_evaluation_are_plain_numbers(tmp_path):
     assert steps.read_metrics(tmp_path) == {"eval/pass_at_1": 0.25, "eval/entropy": 1.5}
 
 
+def test_kubeflow_shows_a_few_numbers_that_say_of_which_run_they_are(tmp_path):
+    """In *Compare runs* the metrics of all evaluations stand under one name, "Evaluate > metrics"."""
+    metrics = {f"eval/pass_at_{k}": {"value": k / 7, "low": 0, "high": 1} for k in (8, 16, 1)}
+    metrics |= {
+        "eval/entropy": 1.5,
+        "eval/distinct_correct": 2.123456,
+        "eval/self_bleu": 0.1,
+        "eval/majority_at_8": 0.3,
+    }
+    arm = {"name": "progrpo", "algorithm": {"type": "progrpo"}}
+    for name, config, metadata in (("progrpo-seed3", {"arm": arm, "seed": 3}, {}), ("start", {}, {"arm": "start"})):
+        directory = tmp_path / name
+        directory.mkdir()
+        (directory / "evaluation.json").write_text(json.dumps({"metrics": metrics}))
+        write_manifest(directory, "evaluation", config=config, metadata=metadata)
+        shown = steps.headline(directory)
+        assert shown == {
+            f"{name}/pass_at_1": 0.1429,
+            f"{name}/pass_at_16": 2.2857,
+            f"{name}/entropy": 1.5,
+            f"{name}/distinct_correct": 2.1235,
+        }
+        assert all(is_legal_name(key) for key in shown), "Kubeflow's plugin logs them in one request"
+
+
 def test_a_directory_that_is_no_model_is_refused(tmp_path):
     with pytest.raises(ManifestError, match=r"not a finished checkpoint artifact"):
         steps.evaluate({}, dataset=tmp_path, model=tmp_path, output=tmp_path / "out")
@@ -117,10 +143,12 @@ def test_artifact_metadata_holds_digests_and_scalars_only(tmp_path):
 
 
 def test_tracking_of_a_local_run_uses_the_run_of_progrpo_run(monkeypatch):
-    assert steps.Tracking.of_pipeline("e", "kfp-1").run_id == "kfp-1"
+    tracking = steps.Tracking.of_pipeline("e", "kfp-1", "nightly 7")
+    place = tracking.locate("compare")
+    assert (place.name, place.key["progrpo.pipeline_run_id"]) == ("nightly 7", "kfp-1")
     monkeypatch.setenv(steps.RUN_ID_VARIABLE, "demo-1f")
     monkeypatch.setenv(steps.RUN_NAME_VARIABLE, "demo")
-    tracking = steps.Tracking.of_pipeline("e", "12345678")
+    tracking = steps.Tracking.of_pipeline("e", "12345678", "compare-2026-01-01")
     assert (tracking.run_id, tracking.run_name) == ("demo-1f", "demo")
 
 
@@ -183,4 +211,4 @@ def test_what_changed_since_the_first_task_looked_is_refused(tmp_path):
 
 
 def test_an_empty_experiment_is_the_default():
-    assert steps.Tracking.of_pipeline("", "run").experiment == "progrpo"
+    assert steps.Tracking.of_pipeline("", "run", "").experiment == "progrpo"
