@@ -20,11 +20,18 @@ def finish(
         experiment: MLflow experiment.
         run_id: of the pipeline run, which its MLflow runs are tagged with.
         status: how everything before ended.
-        summary: state, error and what was closed.
+        summary: how it ended, what failed and what was closed.
     """
     from pathlib import Path
 
     from progrpo_components import steps
 
-    text = steps.finish(pipeline, experiment=experiment, run_id=run_id, state=status.state, error=status.error_message)
+    text = steps.finish(
+        pipeline,
+        experiment=experiment,
+        run_id=run_id,
+        state=status.state,
+        error=status.error_message,
+        workflow=status.pipeline_job_resource_name,
+    )
     Path(summary.path).write_text(text, encoding="utf-8")

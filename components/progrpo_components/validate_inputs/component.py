@@ -49,7 +49,7 @@ def validate_inputs(
         ("comparison", dict),
         ("trainjob", dict),
         ("gpu_type", str),
-        ("gpu_count", int),
+        ("gpu_count", str),
         ("cpu", str),
         ("memory", str),
         ("node_selector", dict),
@@ -96,5 +96,7 @@ def validate_inputs(
     from progrpo_components.form import FIELDS
 
     form = {name: given[name] for name in ("overrides", *FIELDS.get(pipeline, ()))}
-    checked = steps.validate_inputs(pipeline, form, preset=preset, train_retries=train_retries, card=Path(card.path))
+    checked = steps.validate_inputs(
+        pipeline, form, preset=preset, train_retries=train_retries, card=Path(card.path), output_uri=card.uri
+    )
     return tuple(checked)

@@ -51,7 +51,7 @@ def test_every_later_task_gets_its_settings(tmp_path):
     assert found.train["steps"] == 20
     assert found.train["group_size"] == 16
     assert found.dataset["source"]["type"] == "countdown"
-    assert (found.gpu_count, found.cpu, found.memory, found.tolerations) == (0, "3", "8Gi", [])
+    assert (found.gpu_count, found.cpu, found.memory, found.tolerations) == ("", "3", "8Gi", [])
     card = (tmp_path / "card.md").read_text()
     assert '"steps": 20' in card
     assert "progrpo with seed 1" in card
