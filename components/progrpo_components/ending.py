@@ -58,7 +58,7 @@ def judge(pipeline: str, state: str, runs: Sequence[FoundRun], workflow: Mapping
     """
     failed = _failed_tasks(workflow) if workflow is not None else ()
     failed_runs = tuple(run.label for run in runs if run.status == "FAILED")
-    stopped = tuple(run.label for run in runs if run.status in ("RUNNING", "KILLED") and run.role != "pipeline")
+    stopped = tuple(run.label for run in runs if run.arm and run.status in ("RUNNING", "KILLED"))
     outcome: Outcome
     if workflow is not None and workflow.get("spec", {}).get("activeDeadlineSeconds") == 0:
         return Ending("cancelled", (), stopped)  # what Terminate sets: backend/src/common/util/execution_spec.go

@@ -23,7 +23,7 @@ MINUTE, HOUR = 60, 3600
 
 @contextmanager
 def finished(pipeline: str, target: Target, experiment: Any) -> Iterator[None]:
-    """Run ``finish`` after the tasks of the block, however they end; not after Terminate, which skips exit handlers."""
+    """Run ``finish`` after the tasks of the block, however they end."""
     task = finish(pipeline=pipeline, experiment=experiment, run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER)
     task.set_display_name("Finish").set_caching_options(False)
     place_on_cpu(task, "finish", target, timeout_s=15 * MINUTE, memory="2Gi")

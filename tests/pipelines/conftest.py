@@ -73,7 +73,8 @@ class Cluster:
             output.metadata = dict(run)
         pod.results["Output"] = ""
         if "run_id" in pod.parameters and pod.step != "promote":
-            tracking = Tracking.of_pipeline(pod.parameters["experiment"], pod.parameters["run_id"])
+            known = ("experiment", "run_id", "run_name")
+            tracking = Tracking.of_pipeline(*(pod.parameters[name] for name in known if name in pod.parameters))
             of = (arm or "start", int(run["seed"]) if run else None) if pod.step != "compare" else (None, None)
             place = tracking.locate(pod.step.removeprefix("launch-"), *of)
             client = new_client(place.uri)

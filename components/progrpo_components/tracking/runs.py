@@ -84,6 +84,11 @@ class FoundRun:
         return self.tags.get(ROLE_TAG, "")
 
     @property
+    def arm(self) -> str | None:
+        """Of a training or an evaluation."""
+        return self.tags.get(ARM_TAG)
+
+    @property
     def task(self) -> str:
         """The last step that logged into it: into a summary, which has no tag of it, at the end the evaluation."""
         return "evaluate" if self.role == "summary" else self.tags.get(TASK_TAG, "")
@@ -91,8 +96,8 @@ class FoundRun:
     @property
     def label(self) -> str:
         """What people know it by: ``progrpo seed 1``, which a training and an evaluation log into, or ``compare``."""
-        arm, seed = self.tags.get(ARM_TAG), self.tags.get(SEED_TAG)
-        of = "" if arm is None else arm if seed is None else f"{arm} seed {seed}"
+        seed = self.tags.get(SEED_TAG)
+        of = self.arm if seed is None else f"{self.arm} seed {seed}"
         return " ".join(filter(None, (self.tags.get(TASK_TAG), of))) or self.run_id
 
 
@@ -269,10 +274,13 @@ def close_runs(runs: Sequence[FoundRun], outcome: str) -> list[str]:
     left = [run for run in runs if run.status == "RUNNING" and run.role != "attached"]
     if outcome == "failed":
         left += [run for run in runs if run.status == "FINISHED" and run.role == "pipeline"]
+    if not left:
+        return []
     ended: list[str] = []
     uri = tracking_uri()
     try:
-        for client, run in ((new_client(uri), run) for run in left):
+        client = new_client(uri)
+        for run in left:
             client.set_terminated(run.run_id, status)
             ended.append(run.run_id)
     except Exception as error:
