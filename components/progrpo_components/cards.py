@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from progrpo.manifest import Manifest
+from progrpo_components.ending import Ending
+
+NO_PROMOTION = "# Promotion\n\nThe comparison has no gate (`comparison.gate`), so nothing is promoted.\n"
 
 
 def inputs_card(
@@ -75,10 +78,16 @@ def promotion_card(directory: Path) -> str:
     return "\n\n".join(["# Promotion", _fence(json.dumps(promotion, indent=2, ensure_ascii=False), "json")]) + "\n"
 
 
-def run_card(pipeline: str, *, run_id: str, state: str, error: str, closed: Sequence[str]) -> str:
-    """Return the card of finish: how a pipeline run ended."""
-    rows = {"pipeline run": run_id, "state": state, "MLflow runs closed": ", ".join(closed) or "none was left open"}
-    return "\n\n".join([f"# {pipeline}: {state}", _table(rows), *([_fence(error)] if error else [])]) + "\n"
+def run_card(pipeline: str, *, run_id: str, ending: Ending, error: str, closed: Sequence[str]) -> str:
+    """Return the card of finish: how a pipeline run ended, and what is known of why."""
+    said = "not known, see the run's page" if ending.outcome == "unknown" else ending.outcome
+    rows = {
+        "pipeline run": run_id,
+        "failed": ", ".join(ending.failed),
+        "stopped in the middle": ", ".join(ending.stopped),
+        "MLflow runs closed": ", ".join(closed) or "none was left open",
+    }
+    return "\n\n".join([f"# {pipeline}: {said}", _table(rows), *([_fence(error)] if error else [])]) + "\n"
 
 
 def _metric(value: Any) -> str:

@@ -95,6 +95,7 @@ def validate_inputs(
     preset: Mapping[str, Any] | None = None,
     train_retries: int = 0,
     card: Path | None = None,
+    output_uri: str | None = None,
 ) -> Resolved:
     """Check everything about a pipeline run that can be known before any of its work starts.
 
@@ -104,6 +105,7 @@ def validate_inputs(
         preset: settings that the compiled package brings along.
         train_retries: how often the compiled package has a failed training tried again.
         card: Markdown file to write, with the settings of the run and the warnings.
+        output_uri: where Kubeflow puts an output of this step.
 
     Returns:
         The training runs, seed by seed and arm by arm, the checked settings of each step, the inputs' identities.
@@ -115,7 +117,7 @@ def validate_inputs(
         from progrpo_components.cards import inputs_card
         from progrpo_components.validation import validate
 
-        found = validate(pipeline, form, preset=preset or {}, train_retries=train_retries)
+        found = validate(pipeline, form, preset=preset or {}, train_retries=train_retries, output_uri=output_uri)
         if card is not None:
             model, dataset = found.checkpoint.model, found.dataset
             text = inputs_card(
@@ -130,7 +132,16 @@ def validate_inputs(
         return found.resolved
 
 
-def finish(pipeline: str, *, experiment: str, run_id: str, run_name: str = "", state: str, error: str = "") -> str:
+def finish(
+    pipeline: str,
+    *,
+    experiment: str,
+    run_id: str,
+    run_name: str = "",
+    state: str,
+    error: str = "",
+    workflow: str = "",
+) -> str:
     """End what a pipeline run left open in MLflow; the last step of every run, however it went.
 
     Args:
@@ -138,19 +149,22 @@ def finish(pipeline: str, *, experiment: str, run_id: str, run_name: str = "", s
         experiment: MLflow experiment.
         run_id: of the pipeline run.
         run_name: of the pipeline run, as shown; absent: its id.
-        state: how it ended, as KFP says: SUCCEEDED, FAILED or CANCELLED.
-        error: of the task that failed.
+        state: how it ended, in a word of Kubeflow: see :data:`progrpo_components.ending.SAID`.
+        error: of the task that failed; always empty on a cluster.
+        workflow: name of the workflow that the pipeline run is.
 
     Returns:
         Markdown that says how it ended.
     """
     from progrpo_components.cards import run_card
-    from progrpo_components.tracking import close_runs
+    from progrpo_components.ending import judge, read_workflow
+    from progrpo_components.tracking import close_runs, runs_of_pipeline
 
     tracking = Tracking.of_pipeline(experiment, run_id, run_name)
-    run_id = tracking.run_id
-    closed = close_runs(experiment=tracking.experiment, pipeline_run_id=run_id, status=state)
-    return run_card(pipeline, run_id=run_id, state=state, error=error, closed=closed)
+    runs = runs_of_pipeline(experiment=tracking.experiment, pipeline_run_id=tracking.run_id)
+    ending = judge(pipeline, state, runs, read_workflow(workflow))
+    closed = close_runs(runs, ending.outcome)
+    return run_card(pipeline, run_id=tracking.run_id, ending=ending, error=error, closed=closed)
 
 
 def prepare_dataset(config: Mapping[str, Any], *, output: Path, identity: str | None = None) -> Manifest:
@@ -303,7 +317,7 @@ def launch_train(
             train=settings,
             dataset=plain_uri(uris["dataset"]),
             checkpoint=plain_uri(uris["checkpoint"]),
-            output=plain_uri(uris["training"]),
+            output=uris["training"],  # as it is: Kubeflow refuses an output that does not begin as its root does
             run_id=tracking.run_id,
             tracking=tracking,
         )
@@ -431,8 +445,8 @@ def promote(*, comparison: Path, training_uri: str, output: Path, tracking: Trac
         return finish(comparison, gate, registration, output)
 
 
-def find_candidate(comparison: Path, trainings: Mapping[str, Path]) -> tuple[str, str]:
-    """Return the outcome of a comparison's gate, "none" without one, and the URI of its candidate's training run.
+def find_candidate(comparison: Path, trainings: Mapping[str, Path]) -> str:
+    """Return the URI of the training run of a gate's candidate; empty without a gate, or if it was not given.
 
     Args:
         comparison: comparison artifact.
@@ -442,10 +456,10 @@ def find_candidate(comparison: Path, trainings: Mapping[str, Path]) -> tuple[str
 
     gate = read_gate(comparison)
     if gate is None:
-        return "none", ""
+        return ""
     runs = {uri: _run_of(path) for uri, path in trainings.items()}
     found = (uri for uri, run in runs.items() if run and (run.arm.name, run.seed) == (gate.candidate, gate.seed))
-    return gate.outcome, next(found, "")
+    return next(found, "")
 
 
 def read_comparison_metrics(comparison: Path) -> dict[str, float]:

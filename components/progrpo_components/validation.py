@@ -22,12 +22,20 @@ from progrpo.config import (
 from progrpo.inputs import Checkpoint, Dataset, check_writable, look_at_checkpoint, look_at_dataset, measure_prompts
 from progrpo.training.preflight import Findings, check_adapters, check_memory, check_settings
 from progrpo_components.form import read_form
+from progrpo_components.trainjob.artifacts import plain_uri
 
 _GPU_PRODUCT = "nvidia.com/gpu.product"
 
 
 class Resolved(NamedTuple):
-    """Outputs of the validate-inputs component; settings as JSON values, empty where a pipeline has none."""
+    """Outputs of the validate-inputs component; settings as JSON values, empty where a pipeline has none.
+
+    Attributes:
+        gpu_count: as text, empty for no GPU. Kubeflow's driver reads what it asks Kubernetes for from texts alone: of a
+            number it takes the empty text, and without a count it leaves the GPU out, without a word
+            (backend/src/v2/driver of Kubeflow Pipelines 2.15 to 2.17, resolvePodSpecInputRuntimeParameter and
+            initPodSpecPatch). The text "0" would make an entry of zero GPUs.
+    """
 
     runs: list[dict[str, Any]]
     checkpoint: dict[str, Any]
@@ -39,7 +47,7 @@ class Resolved(NamedTuple):
     comparison: dict[str, Any]
     trainjob: dict[str, Any]
     gpu_type: str
-    gpu_count: int
+    gpu_count: str
     cpu: str
     memory: str
     node_selector: dict[str, str]
@@ -64,7 +72,14 @@ class Validated(NamedTuple):
     dataset: Dataset
 
 
-def validate(pipeline: str, form: Mapping[str, Any], *, preset: Mapping[str, Any], train_retries: int = 0) -> Validated:
+def validate(
+    pipeline: str,
+    form: Mapping[str, Any],
+    *,
+    preset: Mapping[str, Any],
+    train_retries: int = 0,
+    output_uri: str | None = None,
+) -> Validated:
     """Resolve a form and check the settings, the inputs, and how they fit together; every problem at once.
 
     Args:
@@ -72,6 +87,7 @@ def validate(pipeline: str, form: Mapping[str, Any], *, preset: Mapping[str, Any
         form: its fields; see :func:`progrpo_components.form.read_form`.
         preset: settings that the compiled package brings along.
         train_retries: how often a failed training is tried again.
+        output_uri: where Kubeflow puts an output of this step, and so the root of those of all steps; None: not known.
 
     Raises:
         ConfigError, DataError, CheckpointError, StorageError: what cannot work, and how to mend it.
@@ -96,6 +112,8 @@ def validate(pipeline: str, form: Mapping[str, Any], *, preset: Mapping[str, Any
             )
             _check_retries(train, train_retries, findings)
             _check_trainjob(train, trainjob, findings, by_trainjob="trainjob" in preset)
+            if trainjob is not None and output_uri is not None:
+                _check_output(output_uri, findings)
         if isinstance(settings, EvaluatePipeline):
             _check_placement(settings, train, findings)
             if checkpoint and dataset and checkpoint.model:
@@ -209,6 +227,14 @@ def _check_trainjob(
         )
 
 
+def _check_output(uri: str, findings: Findings) -> None:
+    """Check that the nodes of a TrainJob can write where Kubeflow puts the outputs of this run."""
+    with _named("pipeline root", findings):
+        plain = plain_uri(uri)
+        if plain.startswith("s3://"):
+            check_writable(plain)
+
+
 def _resolve(
     settings: PreparePipeline, runs: list[dict[str, Any]], checkpoint: Checkpoint, dataset: Dataset
 ) -> Resolved:
@@ -226,7 +252,7 @@ def _resolve(
         comparison=parts.get("comparison", {}),
         trainjob=parts.get("trainjob", {}),
         gpu_type=placement.gpu_type,
-        gpu_count=placement.gpu_count,
+        gpu_count=str(placement.gpu_count or ""),
         cpu=placement.cpu,
         memory=placement.memory,
         node_selector=dict(placement.node_selector),

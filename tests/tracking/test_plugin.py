@@ -6,7 +6,7 @@ import uuid
 
 import pytest
 
-from progrpo_components.tracking import close_runs, open_tracking
+from progrpo_components.tracking import close_runs, open_tracking, runs_of_pipeline
 from progrpo_components.tracking.runs import new_client
 from progrpo_components.tracking.sync import sync
 
@@ -48,7 +48,8 @@ def test_a_task_logs_into_the_run_that_the_plugin_made_for_it(kfp_runs, pipeline
     assert run.data.tags["progrpo.algorithm"] == "grpo"
     assert run.data.tags["progrpo.seed"] == "0"
     assert run.info.status == "RUNNING"  # the plugin ends what it made
-    assert close_runs(experiment=f"kfp-{pipeline_run}", pipeline_run_id=pipeline_run, status="FAILED") == []
+    found = runs_of_pipeline(experiment=f"kfp-{pipeline_run}", pipeline_run_id=pipeline_run)
+    assert close_runs(found, "failed") == []
 
 
 @pytest.mark.usefixtures("_no_sender")
@@ -209,19 +210,19 @@ def test_what_a_pipeline_run_left_open_is_ended(sqlite_server, use, pipeline_run
     client.set_terminated(done, "FINISHED")
     _, other = connect(place_of("another"))
     pipeline = runs_of(client, pipeline_run)[pipeline_run].info.run_id
-    ended = close_runs(experiment="tracking", pipeline_run_id=pipeline_run, status="FAILED")
+    ended = close_runs(runs_of_pipeline(experiment="tracking", pipeline_run_id=pipeline_run), "failed")
     assert sorted(ended) == sorted([killed, pipeline])
     status = {run_id: client.get_run(run_id).info.status for run_id in (killed, done, pipeline, other)}
-    assert status == {killed: "KILLED", done: "FINISHED", pipeline: "FAILED", other: "RUNNING"}
-    assert close_runs(experiment="tracking", pipeline_run_id=pipeline_run, status="FAILED") == []
-    assert close_runs(experiment="no such", pipeline_run_id="p", status="SUCCEEDED") == []
+    assert status == {killed: "FAILED", done: "FINISHED", pipeline: "FAILED", other: "RUNNING"}
+    assert close_runs(runs_of_pipeline(experiment="tracking", pipeline_run_id=pipeline_run), "failed") == []
+    assert runs_of_pipeline(experiment="no such", pipeline_run_id="p") == []
 
 
 def test_the_end_of_a_pipeline_never_fails_for_its_tracking(use, tmp_path, caplog):
     use("http://ana:s3cret@127.0.0.1:1")
-    assert close_runs(experiment="e", pipeline_run_id="p", status="SUCCEEDED") == []
+    assert runs_of_pipeline(experiment="e", pipeline_run_id="p") == []
     assert "may show ended runs as running" in caplog.text
     assert "s3cret" not in caplog.text
     use(f"sqlite:///{tmp_path}/none.db")
-    assert close_runs(experiment="e", pipeline_run_id="p", status="SUCCEEDED") == []
+    assert runs_of_pipeline(experiment="e", pipeline_run_id="p") == []
     assert not (tmp_path / "none.db").exists()

@@ -8,9 +8,12 @@ import pytest
 import yaml
 from kfp import compiler, dsl
 
+from kfp_driver import check_output
 from progrpo.errors import ConfigError, ManifestError
 from progrpo_components import images, steps
 from progrpo_components.launch_train.component import launch_train
+from progrpo_components.trainjob.artifacts import publish
+from s3 import s3_server  # noqa: F401 - a fixture
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +105,42 @@ def test_the_step_runs_from_kubeflows_inputs_to_a_training_run(
     assert (told["dataset"], told["checkpoint"]) == ("s3://mlpipeline/d", "s3://mlpipeline/c")
     assert training.uri == str(tmp_path / "training")
     assert training.metadata["steps"] == 2
+
+
+def test_the_training_run_stays_under_the_root_that_kubeflow_gave(
+    api,
+    write_output,
+    tiny_dataset,
+    embedded_checkpoint,
+    tmp_path,
+    s3_server,  # noqa: F811
+    monkeypatch,
+):
+    """Its root is minio:// by default, and Kubeflow takes no output that begins otherwise."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    s3_server.client().create_bucket(Bucket="kubeflow")
+    root = "minio://kubeflow/v2/artifacts"
+    uri = f"{root}/launch-train/5e1f/training"
+
+    def train():
+        write_output()
+        told = json.loads(api.only["spec"]["trainer"]["args"][1])["output"]
+        publish(tmp_path / "training", told)
+        api.condition("Complete")
+
+    api.script = [train]
+    training = dsl.Model(name="training", uri=uri, metadata={})
+    values = {"run": {"arm": {"name": "progrpo", "algorithm": {"type": "progrpo"}}, "seed": 3.0}, "run_id": "run-1"}
+    values |= {"config": {"device": "cpu", "distributed": {"num_processes": 16.0}}, "trainjob": {"num_nodes": 2.0}}
+    for name, path, kind in (("dataset", tiny_dataset, dsl.Dataset), ("checkpoint", embedded_checkpoint, dsl.Model)):
+        values[name] = kind(name=name, uri=f"{root}/{name}", metadata={})
+        values[name].custom_path = str(path)
+    launch_train.python_func(**values, experiment="e", training=training, tc=dsl.TaskConfig())
+    assert training.uri == uri
+    check_output(training.uri, root)
+    listed = s3_server.client().list_objects_v2(Bucket="kubeflow")["Contents"]
+    assert "v2/artifacts/launch-train/5e1f/training/manifest.json" in {item["Key"] for item in listed}
 
 
 def test_wrong_settings_and_inputs_fail_before_anything_is_created(api, tiny_dataset, embedded_checkpoint):

@@ -23,7 +23,6 @@ def compare_arms(
     report: dsl.Output[dsl.HTML],
     summary: dsl.Output[dsl.Markdown],
     metrics: dsl.Output[dsl.Metrics],
-    candidate_uri: dsl.OutputPath(str),  # type: ignore[valid-type]
 ) -> str:
     """Compare arms with the baseline, paired by problem and over seeds, and write the report.
 
@@ -39,10 +38,9 @@ def compare_arms(
         report: report.html, as the Kubeflow UI shows it.
         summary: summary.md, likewise.
         metrics: the headline and its differences to the baseline, with their intervals.
-        candidate_uri: the training run of the gate's candidate; empty without one.
 
     Returns:
-        The outcome of the promotion gate: promote, reject, not_resolved, or none without one.
+        URI of the training run of the promotion gate's candidate; empty without a gate.
     """
     import shutil
     from pathlib import Path
@@ -62,6 +60,4 @@ def compare_arms(
     shutil.copyfile(output / "summary.md", summary.path)
     for name, value in steps.read_comparison_metrics(output).items():
         metrics.log_metric(name, value)
-    outcome, uri = steps.find_candidate(output, {artifact.uri: Path(artifact.path) for artifact in trainings})
-    Path(candidate_uri).write_text(uri, encoding="utf-8")
-    return outcome
+    return steps.find_candidate(output, {artifact.uri: Path(artifact.path) for artifact in trainings})

@@ -22,12 +22,19 @@ def finish(
         run_id: of the pipeline run, which its MLflow runs are tagged with.
         run_name: of the pipeline run, which its MLflow run is called by.
         status: how everything before ended.
-        summary: state, error and what was closed.
+        summary: how it ended, what failed and what was closed.
     """
     from pathlib import Path
 
     from progrpo_components import steps
 
-    run = {"experiment": experiment, "run_id": run_id, "run_name": run_name}
-    text = steps.finish(pipeline, **run, state=status.state, error=status.error_message)
+    text = steps.finish(
+        pipeline,
+        experiment=experiment,
+        run_id=run_id,
+        run_name=run_name,
+        state=status.state,
+        error=status.error_message,
+        workflow=status.pipeline_job_resource_name,
+    )
     Path(summary.path).write_text(text, encoding="utf-8")

@@ -17,19 +17,25 @@ def promote(
 ) -> None:
     """Register the candidate of the gate in MLflow as its outcome says, and fail where the gate says so.
 
+    Without a gate nothing is done, and the card says so.
+
     Args:
         training_uri: the candidate's training run.
         experiment: MLflow experiment.
         run_id: of the pipeline run, which its MLflow runs are tagged with.
         run_name: of the pipeline run, which its MLflow run is called by.
-        comparison: the comparison with the gate's decision.
-        promotion: promotion.json.
+        comparison: the comparison, with the gate's decision if it has a gate.
+        promotion: promotion.json; nothing without a gate.
         card: the same, to look at.
     """
     from pathlib import Path
 
     from progrpo_components import cards, steps
+    from progrpo_components.promotion import read_gate
 
+    if read_gate(Path(comparison.path)) is None:
+        Path(card.path).write_text(cards.NO_PROMOTION, encoding="utf-8")
+        return
     manifest = steps.promote(
         comparison=Path(comparison.path),
         training_uri=training_uri,

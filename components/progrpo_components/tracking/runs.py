@@ -9,13 +9,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from progrpo_components.tracking.place import ROLE_TAG, RUN_TAG, SEED_TAG, Place, is_off, tracking_uri
+from progrpo_components.tracking.place import (
+    ARM_TAG,
+    ROLE_TAG,
+    RUN_TAG,
+    SEED_TAG,
+    TASK_TAG,
+    Place,
+    is_off,
+    tracking_uri,
+)
 from progrpo_components.tracking.server import RUN_ID_VARIABLE, handed_out, plugin_config, server_uri
 from progrpo_components.tracking.text import describe_error, redact
 
@@ -51,6 +60,43 @@ class Run:
     experiment_id: str
     is_new: bool = False
     is_attached: bool = False
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A run of a pipeline run, as it was found.
+
+    Attributes:
+        run_id: its id.
+        status: MLflow's word.
+        tags: all of them.
+    """
+
+    run_id: str
+    status: str
+    tags: Mapping[str, str]
+
+    @property
+    def role(self) -> str:
+        """What it is the run of: see :class:`progrpo_components.tracking.place.Place`."""
+        return self.tags.get(ROLE_TAG, "")
+
+    @property
+    def arm(self) -> str | None:
+        """Of a training or an evaluation."""
+        return self.tags.get(ARM_TAG)
+
+    @property
+    def task(self) -> str:
+        """The last step that logged into it: into a summary, which has no tag of it, at the end the evaluation."""
+        return "evaluate" if self.role == "summary" else self.tags.get(TASK_TAG, "")
+
+    @property
+    def label(self) -> str:
+        """What people know it by: ``progrpo seed 1``, which a training and an evaluation log into, or ``compare``."""
+        seed = self.tags.get(SEED_TAG)
+        of = self.arm if seed is None else f"{self.arm} seed {seed}"
+        return " ".join(filter(None, (self.tags.get(TASK_TAG), of))) or self.run_id
 
 
 class RunGoneError(Exception):
@@ -203,23 +249,18 @@ def is_refusal(error: Exception) -> bool:
     return code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST") and not str(error).startswith("API request to endpoint")
 
 
-def close_runs(*, experiment: str, pipeline_run_id: str, status: str) -> list[str]:
-    """End every run of a pipeline run that is still shown as running, but for those that Kubeflow's plugin made.
+def runs_of_pipeline(*, experiment: str, pipeline_run_id: str) -> list[FoundRun]:
+    """Return every run of a pipeline run that can be found, also those that Kubeflow's plugin made.
 
     Never raises: it is what a pipeline does last, whatever happened.
 
     Args:
         experiment: MLflow experiment.
         pipeline_run_id: of the pipeline run.
-        status: how it ended, in KFP's words: SUCCEEDED, FAILED or CANCELLED.
-
-    Returns:
-        The ids of the runs that were ended.
     """
     if is_off():
         return []
     uri = tracking_uri()
-    ended: list[str] = []
     try:
         database = _database_of(uri)
         if database is not None and not database.exists():
@@ -228,11 +269,38 @@ def close_runs(*, experiment: str, pipeline_run_id: str, status: str) -> list[st
         found = client.get_experiment_by_name(experiment)
         experiment_ids = {None if found is None else found.experiment_id, _experiment_of_plugin()}
         run_id = os.environ.get(RUN_ID_VARIABLE, pipeline_run_id)
-        wanted = f"tags.`{RUN_TAG}` = {_quote(run_id)} and attributes.status = 'RUNNING'"
-        for run in client.search_runs(sorted(filter(None, experiment_ids)), wanted):
-            if run.data.tags.get(ROLE_TAG) != "attached":
-                client.set_terminated(run.info.run_id, _end_of(run.data.tags.get(ROLE_TAG), status.upper()))
-                ended.append(str(run.info.run_id))
+        runs = client.search_runs(sorted(filter(None, experiment_ids)), f"tags.`{RUN_TAG}` = {_quote(run_id)}")
+        return [FoundRun(str(run.info.run_id), str(run.info.status), dict(run.data.tags)) for run in runs]
+    except Exception as error:
+        logger.warning("MLflow at %s may show ended runs as running: %s", redact(uri), describe_error(error))
+        return []
+
+
+def close_runs(runs: Sequence[FoundRun], outcome: str) -> list[str]:
+    """End the runs that are still shown as running, but for those that Kubeflow's plugin made, which it ends.
+
+    A comparison that went well has ended the run of its pipeline run; one that failed later is shown as failed.
+
+    Args:
+        runs: of a pipeline run.
+        outcome: how it ended: succeeded, failed, cancelled or unknown.
+
+    Returns:
+        The ids of the runs that were ended.
+    """
+    status = {"succeeded": "FINISHED", "failed": "FAILED"}.get(outcome, "KILLED")
+    left = [run for run in runs if run.status == "RUNNING" and run.role != "attached"]
+    if outcome == "failed":
+        left += [run for run in runs if run.status == "FINISHED" and run.role == "pipeline"]
+    if not left:
+        return []
+    ended: list[str] = []
+    uri = tracking_uri()
+    try:
+        client = new_client(uri)
+        for run in left:
+            client.set_terminated(run.run_id, status)
+            ended.append(run.run_id)
     except Exception as error:
         logger.warning("MLflow at %s may show ended runs as running: %s", redact(uri), describe_error(error))
     return ended
@@ -241,13 +309,6 @@ def close_runs(*, experiment: str, pipeline_run_id: str, status: str) -> list[st
 def _experiment_of_plugin() -> str | None:
     config = plugin_config()
     return handed_out().get("experiment_id") or (None if config is None else config.experiment_id)
-
-
-def _end_of(role: str | None, state: str) -> str:
-    if state == "SUCCEEDED":
-        return "FINISHED"
-    # A task that failed has said so itself; one that is still shown as running was killed.
-    return "FAILED" if role == "pipeline" and state == "FAILED" else "KILLED"
 
 
 def _find(client: MlflowClient, experiment_id: str, place: Place) -> list[Any]:

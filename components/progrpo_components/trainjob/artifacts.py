@@ -42,6 +42,7 @@ def plain_uri(uri: str) -> str:
 
 def local_path(uri: str) -> Path | None:
     """Return the path a URI names; None if it is an object store's."""
+    uri = plain_uri(uri)
     if uri.startswith("s3://"):
         return None
     return Path(urlsplit(uri).path if uri.startswith("file://") else uri)
@@ -54,7 +55,7 @@ def fetch(uri: str, kind: Kind, destination: Path) -> Path:
         ManifestError: it is not a finished artifact of that kind.
         StorageError: it cannot be read.
     """
-    directory = localize(uri, destination)
+    directory = localize(plain_uri(uri), destination)
     read_manifest(directory, kind, verify=False)
     return directory
 
@@ -73,7 +74,7 @@ def published(uri: str, kind: Kind) -> Manifest | None:
         manifest = read_manifest(path, kind, verify=False)
         sizes = {name: (path / name).stat().st_size for name in manifest.files if (path / name).is_file()}
     else:
-        found = _read_remote(uri)
+        found = _read_remote(plain_uri(uri))
         if found is None:
             return None
         manifest, sizes = found
@@ -93,12 +94,13 @@ def publish(directory: Path, uri: str, *, patience_s: float = PUBLISH_PATIENCE_S
 
     Args:
         directory: with a manifest.
-        uri: ``s3://BUCKET/PREFIX``.
+        uri: ``s3://BUCKET/PREFIX`` or ``minio://BUCKET/PREFIX``.
         patience_s: how long to try while nothing gets through.
 
     Raises:
         StorageError: the store refuses, or was away for longer.
     """
+    uri = plain_uri(uri)
     bucket, key = split_s3_uri(uri)
     prefix = f"{key.strip('/')}/"
     waiting = [path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if path.is_file()]

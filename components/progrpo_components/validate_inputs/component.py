@@ -32,7 +32,7 @@ _SOURCE = """def validate_inputs(
         ("comparison", dict),
         ("trainjob", dict),
         ("gpu_type", str),
-        ("gpu_count", int),
+        ("gpu_count", str),
         ("cpu", str),
         ("memory", str),
         ("node_selector", dict),
@@ -61,7 +61,9 @@ _SOURCE = """def validate_inputs(
     from progrpo_components.form import fields_of
 
     form = {{field.name: given[field.name] for field in fields_of(pipeline)}}
-    checked = steps.validate_inputs(pipeline, form, preset=preset, train_retries=train_retries, card=Path(card.path))
+    checked = steps.validate_inputs(
+        pipeline, form, preset=preset, train_retries=train_retries, card=Path(card.path), output_uri=card.uri
+    )
     return tuple(checked)
 """
 

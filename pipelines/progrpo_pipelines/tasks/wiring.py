@@ -53,7 +53,7 @@ def pipeline(name: str, target: Target, *, title: str, description: str) -> Call
 
 @contextmanager
 def finished(pipeline: str, target: Target, experiment: Any) -> Iterator[None]:
-    """Run ``finish`` after the tasks of the block, however they end; not after Terminate, which skips exit handlers."""
+    """Run ``finish`` after the tasks of the block, however they end."""
     task = finish(pipeline=pipeline, experiment=experiment, **THIS_RUN)
     task.set_display_name("Finish").set_caching_options(False)
     place_on_cpu(task, "finish", target, timeout_s=15 * MINUTE, memory="2Gi")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from kfp import dsl
 
 from progrpo.errors import ConfigError
 from progrpo.manifest import read_manifest, write_manifest
@@ -47,15 +48,27 @@ def compared(experiment, tmp_path):
 
 def test_the_candidate_is_found_by_arm_and_seed(compared):
     comparison, trainings = compared({"min_seeds": 1})
-    assert steps.find_candidate(comparison, trainings) == ("promote", "s3://bucket/t-progrpo")
-    assert steps.find_candidate(comparison, {}) == ("promote", "")
+    assert steps.find_candidate(comparison, trainings) == "s3://bucket/t-progrpo"
+    assert steps.find_candidate(comparison, {}) == ""
 
 
 def test_without_a_gate_there_is_no_candidate_and_no_promotion(compared, tmp_path):
     comparison, trainings = compared(None)
-    assert steps.find_candidate(comparison, trainings) == ("none", "")
+    assert steps.find_candidate(comparison, trainings) == ""
     with pytest.raises(ConfigError, match=r"was compared without a gate\. Give comparison\.gate"):
         steps.promote(comparison=comparison, training_uri="", output=tmp_path / "out")
+
+
+def test_the_component_does_nothing_without_a_gate_and_says_so(compared, tmp_path):
+    from progrpo_components.promote.component import promote
+
+    comparison = dsl.Artifact(name="comparison", uri=str(compared(None)[0]), metadata={})
+    promotion = dsl.Artifact(name="promotion", uri=str(tmp_path / "promotion"), metadata={})
+    card = dsl.Markdown(name="card", uri=str(tmp_path / "card.md"), metadata={})
+    given = {"training_uri": "", "experiment": "e", "run_id": "r", "comparison": comparison}
+    promote.python_func(**given, promotion=promotion, card=card)
+    assert "has no gate (`comparison.gate`), so nothing is promoted" in (tmp_path / "card.md").read_text()
+    assert not (tmp_path / "promotion").exists()
 
 
 def test_the_headline_has_names_that_mlflow_and_kfp_take(compared):

@@ -9,6 +9,7 @@ from progrpo.config import DatasetConfig, FileSource
 from progrpo.data.prepare import prepare_dataset
 from progrpo.manifest import read_manifest
 from progrpo_components import cards, steps
+from progrpo_components.ending import Ending
 
 EVIL = "`x` | <img src=x onerror=alert(1)>\n# heading ``` [link](javascript:alert(1))"
 
@@ -32,7 +33,8 @@ def outside_code(card):
 def test_text_of_data_and_errors_stays_text():
     settings = {"dataset": {"system_prompt": EVIL}}
     inputs = cards.inputs_card("compare", settings, runs=[], checkpoint={"model": EVIL}, dataset={}, warnings=[EVIL])
-    ended = cards.run_card("compare", run_id=EVIL, state="FAILED", error=EVIL, closed=[EVIL])
+    ending = Ending("failed", (EVIL,), (EVIL,))
+    ended = cards.run_card("compare", run_id=EVIL, ending=ending, error=EVIL, closed=[EVIL])
     for card in (inputs, ended):
         assert not {"<", "javascript", "heading"} & set(outside_code(card).replace("(", " ").split())
         assert "onerror" not in outside_code(card)
@@ -65,7 +67,14 @@ def test_the_card_of_an_evaluation_has_intervals(tmp_path, embedded_checkpoint, 
     assert "eval/pass_at_2" in card
 
 
-@pytest.mark.parametrize(("state", "ended"), [("FAILED", "KILLED"), ("CANCELLED", "KILLED"), ("SUCCEEDED", "FINISHED")])
+@pytest.mark.parametrize(
+    ("state", "ended"),
+    [
+        *((word, "FINISHED") for word in ("COMPLETE", "CACHED", "SUCCEEDED")),
+        ("FAILED", "FAILED"),
+        *((word, "KILLED") for word in ("CANCELED", "CANCELLED", "RUNNING", "a new word")),
+    ],
+)
 def test_finish_ends_what_a_killed_task_left_open(tmp_path, monkeypatch, state, ended):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

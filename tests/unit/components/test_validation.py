@@ -51,7 +51,7 @@ def test_every_later_task_gets_its_settings(tmp_path):
     assert found.train["steps"] == 20
     assert found.train["group_size"] == 16
     assert found.dataset["source"]["type"] == "countdown"
-    assert (found.gpu_count, found.cpu, found.memory, found.tolerations) == (0, "3", "8Gi", [])
+    assert (found.gpu_count, found.cpu, found.memory, found.tolerations) == ("", "3", "8Gi", [])
     card = (tmp_path / "card.md").read_text()
     assert '"steps": 20' in card
     assert "progrpo with seed 1" in card
@@ -60,7 +60,9 @@ def test_every_later_task_gets_its_settings(tmp_path):
 def test_component_takes_the_fields_of_its_pipeline_and_no_others(tmp_path):
     for pipeline, num_runs in (("prepare", 0), ("evaluate", 0), ("train-and-evaluate", 1), ("compare", 4)):
         given = {**form_defaults(pipeline, "smoke"), "preset": preset_parameters("smoke", pipeline), "train_retries": 0}
-        found = validate_inputs.python_func(pipeline, card=SimpleNamespace(path=tmp_path / "card"), **given)
+        found = validate_inputs.python_func(
+            pipeline, card=SimpleNamespace(path=tmp_path / "card", uri="s3://root/card"), **given
+        )
         assert type(found) is tuple  # kfp matches the fields by place
         assert len(found[0]) == num_runs
 
