@@ -1,4 +1,5 @@
 import socket
+from types import SimpleNamespace
 
 import pytest
 
@@ -145,10 +146,10 @@ def test_malformed_endpoint(aws, tmp_path, endpoint):
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/evil", "a\\..\\evil", "a//b"])
-def test_keys_cannot_leave_the_destination(name, tmp_path):
-    from progrpo.storage import _download_prefix
-
+def test_keys_cannot_leave_the_destination(name, tmp_path, monkeypatch):
     class Client:  # a server that allows such keys; SeaweedFS does not
+        meta = SimpleNamespace(endpoint_url="http://store")
+
         def get_paginator(self, _):
             return self
 
@@ -158,8 +159,9 @@ def test_keys_cannot_leave_the_destination(name, tmp_path):
         def download_file(self, *_):
             raise AssertionError("downloaded")
 
+    monkeypatch.setattr("progrpo.storage._new_client", Client)
     with pytest.raises(StorageError, match="no safe file name"):
-        _download_prefix(Client(), "s3://b/prefix", "b", "prefix", tmp_path / "part")
+        localize("s3://b/prefix", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

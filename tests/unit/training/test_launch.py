@@ -110,7 +110,7 @@ def test_ranks_that_were_told_to_stop_did_not_fail(failure, code, status):
 
 def test_metrics_are_passed_on_once_each_to_the_last_line(tmp_path):
     path, sink = tmp_path / "metrics.jsonl", Recorded()
-    with _relayed(path, 2, [sink], None):
+    with _relayed(path, [sink]):
         log = JsonlSink(path)
         log.log(1, {"train/reward": 0.5})
         log.log(2, {"train/reward": 0.75})

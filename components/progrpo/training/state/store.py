@@ -11,15 +11,15 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from progrpo.errors import ManifestError, StateError, StorageError
-from progrpo.storage import check_file_name, make_directory
+from progrpo.storage import check_file_name, local_path, make_directory
 from progrpo.training.state.lock import DirectoryLock
 from progrpo.training.state.mirror import RemotePoint, S3Mirror
 from progrpo.training.state.points import (
     DOWNLOAD,
     PointDirectory,
+    PointName,
     ResumePoint,
     as_json,
     copy_atomic,
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class StateStore:
-    """Resume points of one run: ``step_0000040/`` with a manifest, and ``shared/`` with files that all points share.
+    """Resume points of one run: ``step_0000040-TIME/`` with a manifest, and ``shared/`` with files that all share.
 
     **A directory.** One process at a time holds it, by a lock that ends with the process. A kill at any moment leaves
     every older point whole; what a dead writer left half-written is removed when its successor starts.
@@ -39,9 +39,9 @@ class StateStore:
     **S3.** A point is saved in ``scratch`` and copied from there by one background thread, files first and the manifest
     last; a newer point takes the place of one that waits still. Training neither waits for S3 nor fails with it. The
     lock guards the scratch directory of one machine only. Should two machines write to one prefix (a pod that dies
-    slowly and the one in its place), each point is whole all the same, since its objects lie under the digest of its
-    contents; of two points of a step the one uploaded last counts, the manifest's ``writer`` says whose it is, and both
-    prune by the same rule. Leftovers of a dead writer are removed once they are an hour old.
+    slowly and the one in its place), each point is whole all the same, since its objects lie under a name of its own;
+    of two points of a step the one saved last counts, the manifest's ``writer`` says whose it is, and both prune by the
+    same rule. Leftovers of a dead writer are removed once they are an hour old.
     """
 
     def __init__(
@@ -74,18 +74,23 @@ class StateStore:
             if scratch is None:
                 scratch = self._temporary = Path(tempfile.mkdtemp(prefix="progrpo-state-"))
             root = scratch / f"state-{hashlib.sha256(uri.rstrip('/').encode()).hexdigest()[:16]}"
+        elif (path := local_path(uri)) is not None:
+            root = path.expanduser().absolute()
         else:
-            root = _local_path(uri)
+            raise StorageError(
+                f"{uri.partition('://')[0]}:// is no place for a run's state. Allowed: a local path, file:///PATH or "
+                f"s3://BUCKET/PREFIX."
+            )
         self._local = PointDirectory(root)
         self._mirror = S3Mirror(uri, self._local, keep_last=keep_last, keep_best=keep_best) if is_remote else None
         make_directory(root, name=uri if not is_remote else str(root))
-        self._damaged: set[int] = set()
+        self._damaged: set[PointName] = set()
         self._closed = False
         self._lock = DirectoryLock(root, timeout_s=lock_timeout_s)
         if self._lock.exclusive:
             self._local.clean()
-        if self._mirror is not None:
-            self._mirror.offer(files=[name for name, _ in self._local.shared()])
+        if self._mirror is not None and self._local.shared():
+            self._mirror.offer()
 
     # --- saving ------------------------------------------------------------------------------------------------------
 
@@ -114,16 +119,15 @@ class StateStore:
             StorageError: the disk is full or refuses. Older points are untouched, and training may go on.
         """
         point = self._local.write(step, write, fingerprint, score, metadata or {})
-        self._damaged.discard(step)
         scores = dict(self._scores())
-        kept = points_to_keep(scores, self.keep_last, self.keep_best) | {step}
+        kept = points_to_keep(scores, self.keep_last, self.keep_best) | {point.name}
         if self._mirror is not None:
-            best = points_to_keep(scores, 1, self.keep_best) - {max(scores), step}
-            self._mirror.offer(points=[step, *best])
+            best = points_to_keep(scores, 1, self.keep_best) - {max(scores), point.name}
+            self._mirror.offer([point.name, *best])
             kept |= self._mirror.busy_points()
-        for other in self._local.steps():
-            if other not in kept:
-                self._local.remove(other)
+        for name in self._local.names():
+            if name not in kept:
+                self._local.remove(name)
         return point
 
     def add_shared(self, path: Path, name: str) -> None:
@@ -139,7 +143,7 @@ class StateStore:
         check_file_name(self.uri, name)
         self._local.add_shared(path, name)
         if self._mirror is not None:
-            self._mirror.offer(files=[name])
+            self._mirror.offer()
 
     @property
     def num_upload_failures(self) -> int:
@@ -190,13 +194,14 @@ class StateStore:
             StateError: there are points, but none is valid.
             StorageError: S3 cannot be reached or refuses, and there is no point on this machine.
         """
+        remotes = self._remotes()
         reasons = []
-        for step, remote in self._candidates():
+        for name in sorted({*self._local.names(), *remotes}, reverse=True):
             try:
-                point = self._read(step, remote)
+                point = self._read(name, remotes.get(name))
             except ManifestError as error:
                 reasons.append(str(error))
-                logger.warning("skipping the resume point of step %d: %s", step, error)
+                logger.warning("skipping the resume point of step %d: %s", name.step, error)
                 continue
             for path in self._local.root.glob(f"{DOWNLOAD}*"):
                 shutil.rmtree(path, ignore_errors=True)
@@ -208,41 +213,35 @@ class StateStore:
             )
         return None
 
-    def _candidates(self) -> list[tuple[int, RemotePoint | None]]:
-        """Return what may be a point, newest first; at equal steps the local one, then the newest upload."""
-        remotes: list[RemotePoint] = []
-        if self._mirror is not None:
-            try:
-                remotes = self._mirror.points()
-            except StorageError as error:
-                if not self._local.steps():
-                    raise
-                logger.warning("taking the newest point on this machine, since S3 does not answer: %s", error)
-        candidates: list[tuple[int, RemotePoint | None]] = [(step, None) for step in self._local.steps()]
-        for remote in remotes:
-            if remote.complete:
-                candidates.append((remote.step, remote))
-            else:
-                logger.warning("%s: skipping %s, which was not uploaded to its end", self.uri, remote.name)
-        return sorted(candidates, key=lambda candidate: -candidate[0])
-
-    def _read(self, step: int, remote: RemotePoint | None) -> ResumePoint:
-        if remote is None:
-            try:
-                point = read_point(self._local.path(step))
-            except ManifestError:
-                self._damaged.add(step)
-                raise
-            if self._mirror is not None:
-                self._mirror.offer(points=[step])  # nothing is sent if it is there already
-            return point
-        assert self._mirror is not None
+    def _remotes(self) -> dict[PointName, RemotePoint]:
+        """Return the points that S3 has, by name; none if it cannot be reached but there are points on this machine."""
+        if self._mirror is None:
+            return {}
         try:
-            point = self._mirror.download(remote)
+            remotes = self._mirror.points()
+        except StorageError as error:
+            if not self._local.names():
+                raise
+            logger.warning("taking the newest point on this machine, since S3 does not answer: %s", error)
+            return {}
+        for remote in remotes:
+            if not remote.complete:
+                logger.warning("%s: skipping %s, which was not uploaded to its end", self.uri, remote.name)
+        return {remote.name: remote for remote in remotes if remote.complete}
+
+    def _read(self, name: PointName, remote: RemotePoint | None) -> ResumePoint:
+        """Read a point: the local one if it is there and whole, else the one in S3."""
+        try:
+            point = read_point(self._local.path(name))
         except ManifestError:
-            self._mirror.damaged.add(remote.name)
-            raise
-        self._damaged.discard(step)
+            self._damaged.add(name)
+            if self._mirror is None or remote is None:
+                raise
+            point = self._mirror.download(remote)
+            self._damaged.discard(name)
+            return point
+        if self._mirror is not None:
+            self._mirror.offer([name])  # nothing is sent if it is there already
         return point
 
     def fetch_shared(self, directory: Path, accept: Callable[[str], bool]) -> list[str]:
@@ -259,7 +258,7 @@ class StateStore:
             StorageError: S3 cannot be reached or refuses, or the disk is full.
         """
         names = set()
-        for name, path in self._local.shared():
+        for name, path in self._local.shared().items():
             if accept(name):
                 try:
                     copy_atomic(path, directory / name)
@@ -272,14 +271,14 @@ class StateStore:
             names |= set(self._mirror.fetch_shared(directory, lambda name: name not in names and accept(name)))
         return sorted(names)
 
-    def _scores(self) -> Iterator[tuple[int, float | None]]:
-        """Yield step and score of every point not known to be damaged."""
-        for step in self._local.steps():
-            if step not in self._damaged:
+    def _scores(self) -> Iterator[tuple[PointName, float | None]]:
+        """Yield name and score of every point not known to be damaged."""
+        for name in self._local.names():
+            if name not in self._damaged:
                 try:
-                    yield step, read_point(self._local.path(step), verify=False).score
+                    yield name, read_point(self._local.path(name), verify=False).score
                 except ManifestError as error:
-                    logger.warning("removing the resume point of step %d: %s", step, error)
+                    logger.warning("removing the resume point of step %d: %s", name.step, error)
 
 
 def check_fingerprint(point: ResumePoint, expected: Mapping[str, Any], *, free: Collection[str] = ()) -> None:
@@ -317,15 +316,3 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 def _shown(values: Mapping[str, Any], key: str) -> str:
     return json.dumps(values[key], sort_keys=True) if key in values else "absent"
-
-
-def _local_path(uri: str) -> Path:
-    scheme, separator, _ = uri.partition("://")
-    if not separator:
-        return Path(uri).expanduser().absolute()
-    if scheme == "file" and urlsplit(uri).netloc in ("", "localhost") and urlsplit(uri).path:
-        return Path(unquote(urlsplit(uri).path))
-    raise StorageError(
-        f"{scheme}:// is no place for a run's state, or not written in full. Allowed: a local path, file:///PATH or "
-        f"s3://BUCKET/PREFIX."
-    )
