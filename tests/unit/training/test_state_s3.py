@@ -288,7 +288,7 @@ def test_a_download_that_broke_off_goes_on(network, client, uri, tmp_path):
             store.latest()
         network.mend()
         assert store.latest().step == 10
-    assert received == ["a", "b", "c", "c"]
+    assert [name for name in received if name in "abc"] == ["a", "b", "c", "c"]  # besides the manifest
     store.close()
 
 
@@ -353,13 +353,12 @@ def test_two_machines_writing_one_prefix(network, client, uri, tmp_path):
     """A pod that dies slowly and its successor: of a step's two points the last counts, and it is whole."""
     with StateStore(uri, scratch=tmp_path / "a") as old, StateStore(uri, scratch=tmp_path / "b") as new:
         for store, text in ((old, "old"), (new, "new")):
-            store.save(10, fill(text), fingerprint={}, metadata={"by": text})
-            wait_for(lambda store=store: not store._mirror.busy_points())
+            store.save(10, fill(text), fingerprint={})
+            wait_for(lambda store=store: not store._mirror.lacking())
             time.sleep(1.1 if store is old else 0)  # S3 dates objects by the second
     with StateStore(uri, scratch=tmp_path / "c") as store:
         point = store.latest()
         assert (point.directory / "model.safetensors").read_text() == "model new "
-        assert point.metadata["by"] == "new"
         assert point.metadata["writer"] == {"host": socket.gethostname(), "pid": os.getpid()}
 
 

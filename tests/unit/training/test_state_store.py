@@ -57,13 +57,11 @@ def store(root):
 
 def test_a_point_is_an_artifact(store, root):
     assert store.latest() is None
-    point = store.save(
-        40, fill("a"), fingerprint=FINGERPRINT | {"betas": (0.9, 0.95)}, score=0.5, metadata={"tokens": 7}
-    )
+    point = store.save(40, fill("a"), fingerprint=FINGERPRINT | {"betas": (0.9, 0.95)}, score=0.5)
     assert point.directory == point_of(root, 40)
     assert sorted(read_manifest(point.directory, "resume").files) == ["model.safetensors", "optimizer/state.json"]
     found = store.latest()
-    assert (found.step, found.directory, found.score, found.metadata["tokens"]) == (40, point.directory, 0.5, 7)
+    assert (found.step, found.directory, found.score) == (40, point.directory, 0.5)
     assert found.fingerprint == FINGERPRINT | {"betas": [0.9, 0.95]}
     assert found.metadata["writer"]["pid"] == os.getpid()
     assert stat_mode(point.directory) == 0o755
@@ -99,13 +97,25 @@ def test_other_places_are_refused(uri):
     ],
 )
 def test_points_to_keep(scores, keep_last, keep_best, kept):
-    points = {PointName(step, "a"): score for step, score in scores.items()}
-    assert points_to_keep(points, keep_last, keep_best) == {PointName(step, "a") for step in kept}
+    names = [PointName(step, "a", score) for step, score in scores.items()]
+    assert {name.step for name in points_to_keep(names, keep_last, keep_best)} == kept
 
 
 def test_of_the_points_of_one_step_the_newest_counts():
-    scores = {PointName(1, "a"): None, PointName(2, "b"): 0.5, PointName(2, "a"): 0.9}
-    assert points_to_keep(scores, 2, True) == {PointName(1, "a"), PointName(2, "b")}
+    first, old, new = PointName(1, "a", None), PointName(2, "a", 0.9), PointName(2, "b", 0.5)
+    assert points_to_keep([new, first, old], 2, True) == {first, new}
+
+
+@pytest.mark.parametrize("score", [None, 0.5, 1.0, -2.5e-07, 1e16])
+def test_a_name_comes_back_from_its_text(score):
+    name = PointName.new(40, score)
+    assert PointName.of(str(name)) == name
+    assert str(name).startswith("step_0000040-")
+
+
+@pytest.mark.parametrize("text", ["step_40", "step_of_someone_else", "step_0000040-x", "step_0000040-1-score1.2.3"])
+def test_other_names_are_no_points(text):
+    assert PointName.of(text) is None
 
 
 def test_newest_and_best_are_kept(root):

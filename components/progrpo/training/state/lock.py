@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import os
 import socket
+import time
 from contextlib import suppress
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from progrpo.errors import StateError, StorageError
 
 logger = logging.getLogger(__name__)
 
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+LOCK_NAME = ".lock"
+
+_held: set[int] = set()
 
 
 class DirectoryLock:
-    """``.lock`` of a directory, by flock: the kernel releases it when the process dies, however that happens.
+    """flock on ``.lock`` of a directory. The kernel releases it when the process dies, however that happens.
 
-    On NFS version 4 it holds between machines as well. A forked worker does not inherit it.
+    On NFS version 4 it holds between machines as well.
     """
 
     def __init__(self, directory: Path, *, timeout_s: float) -> None:
@@ -30,38 +32,53 @@ class DirectoryLock:
 
         Raises:
             StateError: another process holds it still; the message names its pid and host.
-            StorageError: the file cannot be opened or locked.
+            StorageError: the file cannot be opened.
         """
-        self.path = directory / ".lock"
+        self.path = directory / LOCK_NAME
         self.exclusive = True
         """False where the file system knows no locks."""
-        self._lock = FileLock(
-            self.path,
-            timeout=timeout_s,
-            thread_local=False,  # whoever closes the store may be another thread
-            fallback_to_soft=False,  # a file that a killed process leaves behind would lock its successor out
-            on_acquired=_sign,
-        )
         try:
-            self._lock.acquire()
-        except Timeout:
-            raise StateError(
-                f"{directory} is in use by {self._holder()}. Two runs cannot save to one place: wait for that one "
-                f"to end, stop it, or give this run another train.checkpointing.name."
-            ) from None
+            self._descriptor: int | None = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise StorageError(
-                    f"cannot lock {directory}: {error}. Give a directory that you may write to."
-                ) from None
+            raise StorageError(
+                f"cannot write to {directory}: {error}. Give a directory that you may write to."
+            ) from None
+        deadline = time.monotonic() + timeout_s
+        while not self._try():
+            if time.monotonic() >= deadline:
+                os.close(self._descriptor)
+                self._descriptor = None
+                raise StateError(
+                    f"{directory} is in use by {self._holder()}. Two runs cannot save to one place: wait for that one "
+                    f"to end, stop it, or give this run another train.checkpointing.name."
+                )
+            time.sleep(0.1)
+        _held.add(self._descriptor)
+        with suppress(OSError):  # the disk may be full; the lock holds all the same
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+
+    def release(self) -> None:
+        """Let the next writer in."""
+        if self._descriptor is not None:
+            _held.discard(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _try(self) -> bool:
+        assert self._descriptor is not None
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+                raise StorageError(f"cannot lock {self.path}: {error}. Give a directory on another disk.") from None
             self.exclusive = False
             logger.warning(
                 "%s cannot be locked (%s): see to it that one process saves there", self.path, error.strerror
             )
-
-    def release(self) -> None:
-        """Let the next writer in."""
-        self._lock.release()
+        return True
 
     def _holder(self) -> str:
         try:
@@ -71,7 +88,11 @@ class DirectoryLock:
             return "another process"
 
 
-def _sign(descriptor: int) -> None:
-    with suppress(OSError):  # the disk may be full; the lock holds all the same
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+def _close_in_child() -> None:
+    """A forked worker would hold its parent's lock beyond the parent's death."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)

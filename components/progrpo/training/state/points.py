@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from progrpo.errors import ManifestError, StorageError
-from progrpo.manifest import Manifest, read_manifest, replacing, sync, write_manifest
+from progrpo.manifest import read_manifest, replacing, sync, write_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -28,22 +28,26 @@ UNFINISHED, DOWNLOAD = ".unfinished-", ".download-"
 
 
 class PointName(NamedTuple):
-    """Name of a point's directory. No two points have one name, so nothing is written over; names sort by age."""
+    """Name of a point's directory: enough to choose among points. No two are alike, so nothing is written over."""
 
     step: int
     text: str
-    """``step_0000040-20261231T235959.123456``, the time in UTC."""
+    """``step_0000040-20261231T235959.123456-score0.5``, the time in UTC; names of a step sort by it."""
+    score: float | None
+    """Higher is better; None if it was not measured."""
 
     @classmethod
-    def new(cls, step: int) -> PointName:
+    def new(cls, step: int, score: float | None) -> PointName:
         """Return the name of a point that is saved now."""
-        return cls(step, f"step_{step:07d}-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}")
+        measured = score if score is not None and math.isfinite(score) else None
+        suffix = "" if measured is None else f"-score{measured!r}"
+        return cls(step, f"step_{step:07d}-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}{suffix}", measured)
 
     @classmethod
     def of(cls, text: str) -> PointName | None:
         """Read a name; None if it is no point's."""
-        match = re.fullmatch(r"step_(\d{7,})(-[0-9a-fT.]+)?", text)
-        return cls(int(match[1]), text) if match else None
+        match = re.fullmatch(r"step_(\d{7,})(?:-[0-9a-fT.]+)?(?:-score(-?\d+(?:\.\d+)?(?:e[-+]\d+)?))?", text)
+        return cls(int(match[1]), text, float(match[2]) if match[2] else None) if match else None
 
     def __str__(self) -> str:
         return self.text
@@ -53,30 +57,14 @@ class PointName(NamedTuple):
 class ResumePoint:
     """What a run needs to go on after ``step`` optimizer steps."""
 
-    name: PointName
+    step: int
     directory: Path
-    manifest: Manifest
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps done."""
-        return self.name.step
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """What the run was: see :func:`progrpo.training.state.store.check_fingerprint`."""
-        return self.manifest.config
-
-    @property
-    def score(self) -> float | None:
-        """Higher is better; None if it was not measured."""
-        score: float | None = self.manifest.metadata.get("score")
-        return score
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """What the caller gave, and ``step``, ``score`` and ``writer``."""
-        return self.manifest.metadata
+    score: float | None
+    """Higher is better; None if it was not measured."""
+    fingerprint: dict[str, Any]
+    """What the run was: see :func:`progrpo.training.state.store.check_fingerprint`."""
+    metadata: dict[str, Any]
+    """``step``, and the ``writer`` by ``host`` and ``pid``."""
 
 
 def read_point(directory: Path, *, verify: bool = True) -> ResumePoint:
@@ -92,19 +80,19 @@ def read_point(directory: Path, *, verify: bool = True) -> ResumePoint:
     step, name = manifest.metadata.get("step"), PointName.of(directory.name)
     if name is None or step != name.step:
         raise ManifestError(f"{directory} says that it is of step {step}. Give the directory its name back.")
-    return ResumePoint(name, directory, manifest)
+    return ResumePoint(step, directory, name.score, manifest.config, manifest.metadata)
 
 
-def points_to_keep(scores: Mapping[PointName, float | None], keep_last: int, keep_best: bool) -> set[PointName]:
+def points_to_keep(names: Iterable[PointName], keep_last: int, keep_best: bool) -> set[PointName]:
     """Return the points to keep: of the newest steps, and the best (of equal ones the newest) if asked for.
 
     Args:
-        scores: of all points; of those of one step the newest counts.
+        names: of all points; of those of one step the newest counts.
         keep_last: how many of the newest.
         keep_best: whether to keep the one with the highest score, too.
     """
-    newest = list({name.step: name for name in sorted(scores)}.values())
-    scored = [(score, name) for name in newest if (score := scores[name]) is not None]
+    newest = list({name.step: name for name in sorted(names)}.values())
+    scored = [(name.score, name) for name in newest if name.score is not None]
     return {*newest[-keep_last:], *([max(scored)[1]] if keep_best and scored else [])}
 
 
@@ -113,10 +101,16 @@ class PointDirectory:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.damaged: set[PointName] = set()
+        """Those of which no valid copy was found, here or in S3."""
 
     def names(self) -> list[PointName]:
         """Return the names of all points, valid or not, oldest first."""
         return sorted(name for path in self.root.iterdir() if (name := PointName.of(path.name)) is not None)
+
+    def to_keep(self, keep_last: int, keep_best: bool) -> set[PointName]:
+        """Return what :func:`points_to_keep` says of the points that are not damaged."""
+        return points_to_keep(set(self.names()) - self.damaged, keep_last, keep_best)
 
     def path(self, name: PointName) -> Path:
         """Return the directory of a point, which may not exist."""
@@ -130,36 +124,24 @@ class PointDirectory:
         for path in (self.root / SHARED).rglob(".*.tmp"):
             path.unlink(missing_ok=True)
 
-    def write(
-        self,
-        step: int,
-        write: Callable[[Path], None],
-        fingerprint: Mapping[str, Any],
-        score: float | None,
-        metadata: Mapping[str, Any],
-    ) -> ResumePoint:
+    def write(self, name: PointName, write: Callable[[Path], None], fingerprint: Mapping[str, Any]) -> ResumePoint:
         """Write a point: files, manifest, rename, each on the disk before the next.
 
         Raises:
             StorageError: the disk is full or refuses; nothing of the point is left then.
         """
         config = as_json(fingerprint)
-        facts = as_json(metadata) | {
-            "step": step,
-            "score": score if score is not None and math.isfinite(score) else None,
-            "writer": {"host": socket.gethostname(), "pid": os.getpid()},
-        }
-        name = PointName.new(step)
+        facts = {"step": name.step, "writer": {"host": socket.gethostname(), "pid": os.getpid()}}
         temporary = self.root / f"{UNFINISHED}{name}"
-        with self._refusals_explained(f"the state of step {step}"):
+        with self.refusals_explained(f"the state of step {name.step}"):
             try:
                 temporary.mkdir()
                 write(temporary)
                 for path in sorted(temporary.rglob("*")):
                     sync(path)
-                manifest = write_manifest(temporary, "resume", config=config, metadata=facts)
+                write_manifest(temporary, "resume", config=config, metadata=facts)
                 sync(temporary)
-                return ResumePoint(name, self.install(temporary, name), manifest)
+                return read_point(self.install(temporary, name), verify=False)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
 
@@ -181,15 +163,6 @@ class PointDirectory:
             logger.warning("cannot remove %s: %s", self.path(name), error)
         shutil.rmtree(removed, ignore_errors=True)
 
-    def add_shared(self, path: Path, name: str) -> None:
-        """Copy a file to ``shared/<name>``, atomically.
-
-        Raises:
-            StorageError: the disk is full or refuses.
-        """
-        with self._refusals_explained(name):
-            copy_atomic(path, self.root / SHARED / name)
-
     def shared(self) -> dict[str, Path]:
         """Return the path of every shared file by its name."""
         root = self.root / SHARED
@@ -197,7 +170,12 @@ class PointDirectory:
         return {path.relative_to(root).as_posix(): path for path in paths}
 
     @contextmanager
-    def _refusals_explained(self, what: str) -> Iterator[None]:
+    def refusals_explained(self, what: str) -> Iterator[None]:
+        """Say what to do where the disk is full or refuses.
+
+        Raises:
+            StorageError: instead of the disk's own error.
+        """
         try:
             yield
         except Exception as error:

@@ -7,23 +7,24 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from progrpo.config.merging import flatten
 from progrpo.errors import ManifestError, StateError, StorageError
 from progrpo.storage import check_file_name, local_path, make_directory
 from progrpo.training.state.lock import DirectoryLock
-from progrpo.training.state.mirror import RemotePoint, S3Mirror
+from progrpo.training.state.mirror import S3Mirror
 from progrpo.training.state.points import (
     DOWNLOAD,
+    SHARED,
     PointDirectory,
     PointName,
     ResumePoint,
     as_json,
     copy_atomic,
-    points_to_keep,
     read_point,
 )
 
@@ -84,13 +85,10 @@ class StateStore:
         self._local = PointDirectory(root)
         self._mirror = S3Mirror(uri, self._local, keep_last=keep_last, keep_best=keep_best) if is_remote else None
         make_directory(root, name=uri if not is_remote else str(root))
-        self._damaged: set[PointName] = set()
         self._closed = False
         self._lock = DirectoryLock(root, timeout_s=lock_timeout_s)
         if self._lock.exclusive:
             self._local.clean()
-        if self._mirror is not None and self._local.shared():
-            self._mirror.offer()
 
     # --- saving ------------------------------------------------------------------------------------------------------
 
@@ -101,7 +99,6 @@ class StateStore:
         *,
         fingerprint: Mapping[str, Any],
         score: float | None = None,
-        metadata: Mapping[str, Any] | None = None,
     ) -> ResumePoint:
         """Save a point, then remove those that need not be kept.
 
@@ -110,7 +107,6 @@ class StateStore:
             write: fills the directory it is given; other processes of the run may write there too, before it returns.
             fingerprint: what the run is, JSON-serialisable, without secrets; see :func:`check_fingerprint`.
             score: of the policy, higher is better; absent or not finite: not measured.
-            metadata: facts worth showing beside the point.
 
         Returns:
             The point, on the disk; for S3, on the scratch disk and on its way.
@@ -118,13 +114,12 @@ class StateStore:
         Raises:
             StorageError: the disk is full or refuses. Older points are untouched, and training may go on.
         """
-        point = self._local.write(step, write, fingerprint, score, metadata or {})
-        scores = dict(self._scores())
-        kept = points_to_keep(scores, self.keep_last, self.keep_best) | {point.name}
+        new = PointName.new(step, score)
+        point = self._local.write(new, write, fingerprint)
+        kept = {new, *self._local.to_keep(self.keep_last, self.keep_best)}
         if self._mirror is not None:
-            best = points_to_keep(scores, 1, self.keep_best) - {max(scores), point.name}
-            self._mirror.offer([point.name, *best])
-            kept |= self._mirror.busy_points()
+            self._mirror.wake()
+            kept.add(self._mirror.uploading() or new)
         for name in self._local.names():
             if name not in kept:
                 self._local.remove(name)
@@ -141,9 +136,10 @@ class StateStore:
             StorageError: the disk is full or refuses, or an unsafe name.
         """
         check_file_name(self.uri, name)
-        self._local.add_shared(path, name)
+        with self._local.refusals_explained(name):
+            copy_atomic(path, self._local.root / SHARED / name)
         if self._mirror is not None:
-            self._mirror.offer()
+            self._mirror.wake()
 
     @property
     def num_upload_failures(self) -> int:
@@ -194,12 +190,13 @@ class StateStore:
             StateError: there are points, but none is valid.
             StorageError: S3 cannot be reached or refuses, and there is no point on this machine.
         """
-        remotes = self._remotes()
+        remotes = set() if self._mirror is None else self._mirror.whole_points()
         reasons = []
         for name in sorted({*self._local.names(), *remotes}, reverse=True):
             try:
-                point = self._read(name, remotes.get(name))
+                point = self._read(name, name in remotes)
             except ManifestError as error:
+                self._local.damaged.add(name)
                 reasons.append(str(error))
                 logger.warning("skipping the resume point of step %d: %s", name.step, error)
                 continue
@@ -213,35 +210,16 @@ class StateStore:
             )
         return None
 
-    def _remotes(self) -> dict[PointName, RemotePoint]:
-        """Return the points that S3 has, by name; none if it cannot be reached but there are points on this machine."""
-        if self._mirror is None:
-            return {}
-        try:
-            remotes = self._mirror.points()
-        except StorageError as error:
-            if not self._local.names():
-                raise
-            logger.warning("taking the newest point on this machine, since S3 does not answer: %s", error)
-            return {}
-        for remote in remotes:
-            if not remote.complete:
-                logger.warning("%s: skipping %s, which was not uploaded to its end", self.uri, remote.name)
-        return {remote.name: remote for remote in remotes if remote.complete}
-
-    def _read(self, name: PointName, remote: RemotePoint | None) -> ResumePoint:
+    def _read(self, name: PointName, is_remote: bool) -> ResumePoint:
         """Read a point: the local one if it is there and whole, else the one in S3."""
         try:
             point = read_point(self._local.path(name))
         except ManifestError:
-            self._damaged.add(name)
-            if self._mirror is None or remote is None:
+            if self._mirror is None or not is_remote:
                 raise
-            point = self._mirror.download(remote)
-            self._damaged.discard(name)
-            return point
+            return self._mirror.download(name)
         if self._mirror is not None:
-            self._mirror.offer([name])  # nothing is sent if it is there already
+            self._mirror.wake()  # nothing is sent if it is there already
         return point
 
     def fetch_shared(self, directory: Path, accept: Callable[[str], bool]) -> list[str]:
@@ -271,15 +249,6 @@ class StateStore:
             names |= set(self._mirror.fetch_shared(directory, lambda name: name not in names and accept(name)))
         return sorted(names)
 
-    def _scores(self) -> Iterator[tuple[PointName, float | None]]:
-        """Yield name and score of every point not known to be damaged."""
-        for name in self._local.names():
-            if name not in self._damaged:
-                try:
-                    yield name, read_point(self._local.path(name), verify=False).score
-                except ManifestError as error:
-                    logger.warning("removing the resume point of step %d: %s", name.step, error)
-
 
 def check_fingerprint(point: ResumePoint, expected: Mapping[str, Any], *, free: Collection[str] = ()) -> None:
     """Refuse to go on with a run that is not the one that saved the point.
@@ -292,7 +261,7 @@ def check_fingerprint(point: ResumePoint, expected: Mapping[str, Any], *, free: 
     Raises:
         StateError: naming each key that differs, with both values.
     """
-    saved, given = dict(_leaves(point.fingerprint)), dict(_leaves(as_json(expected)))
+    saved, given = flatten(point.fingerprint), flatten(as_json(expected))
     differing = [
         f"{key} was {_shown(saved, key)[:200]} and is {_shown(given, key)[:200]} now"
         for key in sorted({*saved, *given})
@@ -304,14 +273,6 @@ def check_fingerprint(point: ResumePoint, expected: Mapping[str, Any], *, free: 
             f"{point.directory} (step {point.step}) was saved by another run: {'; '.join(differing)}. Give back the "
             f"old values to go on, or another train.checkpointing.name to start anew."
         )
-
-
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for name, item in value.items():
-            yield from _leaves(item, f"{key}.{name}" if key else name)
-    else:
-        yield key, value
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:
