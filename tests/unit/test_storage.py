@@ -1,10 +1,11 @@
 import socket
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from progrpo.errors import StorageError
-from progrpo.storage import finished_directory, localize
+from progrpo.storage import finished_directory, local_path, localize, s3_uri
 from s3 import s3_server  # noqa: F401 - a fixture
 
 
@@ -45,6 +46,21 @@ def test_local_paths_are_used_where_they_are(tmp_path):
     assert localize(f"file://{tmp_path}/a%20b", tmp_path / "scratch") == tmp_path / "a b"
     assert localize("embedded://countdown-sft", tmp_path / "scratch").joinpath("config.json").is_file()
     assert not (tmp_path / "scratch").exists()
+
+
+@pytest.mark.parametrize(
+    ("uri", "plain", "path"),
+    [
+        ("minio://bucket/a/b?endpoint=x&region=y", "s3://bucket/a/b", None),
+        ("s3://bucket/a", "s3://bucket/a", None),
+        ("gs://bucket/a?b", "gs://bucket/a?b", None),
+        ("file:///a%20b", "file:///a%20b", "/a b"),
+        ("a b?c", "a b?c", "a b?c"),
+    ],
+)
+def test_what_a_uri_stands_for(uri, plain, path):
+    assert s3_uri(uri) == plain
+    assert local_path(uri) == (path and Path(path))
 
 
 @pytest.mark.parametrize(

@@ -185,13 +185,10 @@ class Resume:
         self._store.fetch_shared(self._output, lambda name: _step_of(name) <= point.step)
         rest = load_tree(point.directory / "optimizer")
         state = {"model": load_tree(point.directory / "weights"), **rest}
-        places = [load_tree(path.with_suffix("")) for path in sorted(point.directory.glob("rank_*.json"), key=_rank_of)]
+        num_ranks = len(list(point.directory.glob("rank_*.json")))
+        places = [load_tree(point.directory / f"rank_{rank}") for rank in range(num_ranks)]
         return state, places, load_tree(point.directory / "heldout")
 
 
 def _step_of(name: str) -> int:
     return int(Path(name).stem.removeprefix("step_"))
-
-
-def _rank_of(path: Path) -> int:
-    return int(path.stem.removeprefix("rank_"))

@@ -189,6 +189,15 @@ def test_a_writer_that_fails_leaves_nothing(store, root):
     assert names_in(root) == [".lock", "step_0000010"]
 
 
+@pytest.mark.parametrize("name", ["step_0000010", "step_0000010-0123456789abcdef"])
+def test_points_of_the_names_of_version_0_1_are_found(store, root, name):
+    save(store, 9, 10)
+    point_of(root, 10).rename(root / name)
+    assert (store.latest().step, store.latest().directory) == (10, root / name)
+    save(store, 11)
+    assert steps_in(root) == [10, 11]
+
+
 # --- fingerprints ----------------------------------------------------------------------------------------------------
 
 
