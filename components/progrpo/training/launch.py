@@ -7,6 +7,7 @@ than as a program, as torchrun reports whatever went wrong as its own exit code 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -24,6 +25,8 @@ from progrpo.errors import ConfigError
 from progrpo.manifest import Manifest, read_manifest, write_atomic
 from progrpo.metrics import MetricSink, Progress, ProgressSink
 from progrpo.training.job import Job, error_of_ranks
+
+logger = logging.getLogger(__name__)
 
 SHUTDOWN_S = 600
 """How long ranks that were told to stop may take to finish their step and save their state; then they are killed. In a
@@ -179,11 +182,11 @@ def _relayed(path: Path, sinks: Sequence[MetricSink]) -> Iterator[None]:
             for line in iter(lines.readline, b"\n"):
                 try:
                     metrics = json.loads(line)
-                except json.JSONDecodeError:  # of a rank that was killed as it wrote
-                    continue
-                step = int(metrics.pop("step"))
-                for sink in sinks:
-                    sink.log(step, metrics)
+                    step = int(metrics.pop("step"))
+                    for sink in sinks:
+                        sink.log(step, metrics)
+                except Exception as error:  # a line that a kill cut off; a full disk. Ranks would wait for a reader
+                    logger.warning("metrics were not passed on: %r: %r", error, line[:100])
 
     thread = threading.Thread(target=follow, name="metrics of the ranks")
     thread.start()
