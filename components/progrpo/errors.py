@@ -54,3 +54,9 @@ class PipelineError(ProGRPOError, RuntimeError):
 
 class PromotionError(PipelineError):
     """A candidate that the gate does not let pass, or that could not be registered."""
+
+
+def error_named(name: str, message: str) -> ProGRPOError | None:
+    """Return an error that another process told by the name of its type; None if it is none of these."""
+    kind = globals().get(name)
+    return kind(message) if isinstance(kind, type) and issubclass(kind, ProGRPOError) else None

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from progrpo import __version__
 from progrpo.errors import StorageError
-from progrpo.storage import localize, s3_client, split_s3_uri
+from progrpo.manifest import sha256_file
+from progrpo.storage import find_objects, localize, s3_client
 
 MAX_HASHED = 64 << 20
 
@@ -46,17 +47,8 @@ def identify(uri: str) -> Identity:
 
 
 def _objects(uri: str) -> list[tuple[str, int, str]]:
-    bucket, key = split_s3_uri(uri)
     with s3_client(uri) as client:
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
-        found = [(item["Key"], item["Size"], item["ETag"]) for page in pages for item in page.get("Contents", ())]
-    below = f"{key.rstrip('/')}/" if key else ""
-    entries = [entry for entry in found if entry[0] == key] or [
-        entry for entry in found if entry[0].startswith(below) and not entry[0].endswith("/")
-    ]
-    if not entries:
-        raise StorageError(f"{uri!r}: bucket {bucket!r} has neither an object nor a prefix {key!r}. Check the key.")
-    return entries
+        return [(item["Key"], item["Size"], item["ETag"]) for item in find_objects(client, uri)]
 
 
 def _files(uri: str) -> list[tuple[str, int, str]]:
@@ -72,5 +64,4 @@ def _tag(path: Path) -> str:
     stat = path.stat()
     if stat.st_size > MAX_HASHED:
         return str(stat.st_mtime_ns)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_file(path)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from progrpo import __version__
 from progrpo.errors import ManifestError
+from progrpo.storage import is_file_name
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
@@ -53,25 +55,39 @@ class Manifest(BaseModel):
 
 
 def sha256_file(path: Path) -> str:
-    """Return the hex sha256 of a file, read in 1 MiB blocks."""
-    digest = hashlib.sha256()
+    """Return the hex sha256 of a file."""
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write ``text`` so that a reader sees the old file or the whole new one, also after a power cut."""
+def sync(path: Path) -> None:
+    """Wait until a file or a directory's entries are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path for what takes the place of ``path`` if, and only if, the block ends well.
+
+    A reader sees the old file or the whole new one, also after a power cut.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write ``text`` as :func:`replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_manifest(
@@ -120,20 +136,35 @@ def read_manifest(directory: Path, kind: Kind, *, verify: bool = True) -> Manife
             f"{directory} has no {MANIFEST_NAME}: it is not a finished {kind} artifact. "
             f"Give the output directory of a step that ended well, or run that step again."
         )
-    try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise ManifestError(f"{path} is not a valid manifest ({error.error_count()} errors): {error}") from None
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise ManifestError(
-            f"{path} has schema version {manifest.schema_version}, this progrpo {__version__} reads {SCHEMA_VERSION}. "
-            f"Make the artifact again with this version."
-        )
-    if manifest.kind != kind:
-        raise ManifestError(f"{directory} holds a {manifest.kind} artifact, but a {kind} artifact is needed here.")
+    manifest = parse_manifest(path.read_bytes(), kind, where=str(directory))
     if verify:
         for name, entry in manifest.files.items():
             _check_file(directory, name, entry)
+    return manifest
+
+
+def parse_manifest(text: str | bytes, kind: Kind, *, where: str) -> Manifest:
+    """Return the manifest of an artifact of ``kind``; ``where`` is the artifact's place, for messages.
+
+    Raises:
+        ManifestError: it is broken, or of another kind or schema version.
+    """
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise ManifestError(
+            f"{where}/{MANIFEST_NAME} is not a valid manifest ({error.error_count()} errors): {error}"
+        ) from None
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise ManifestError(
+            f"{where}/{MANIFEST_NAME} has schema version {manifest.schema_version}, this progrpo {__version__} reads "
+            f"{SCHEMA_VERSION}. Make the artifact again with this version."
+        )
+    for name in manifest.files:
+        if not is_file_name(name):
+            raise ManifestError(f"{where}/{MANIFEST_NAME} names {name!r}, which lies outside its directory.")
+    if manifest.kind != kind:
+        raise ManifestError(f"{where} holds a {manifest.kind} artifact, but a {kind} artifact is needed here.")
     return manifest
 
 

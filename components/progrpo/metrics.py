@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+METRICS_NAME = "metrics.jsonl"
+"""What a training run's metrics are kept in, beside its checkpoint."""
+
 TRAIN_METRICS: dict[str, str] = {
     "train/reward": "mean reward of the step's rollouts",
     "train/reward_std": "standard deviation of the rewards of the step's rollouts",
@@ -143,3 +146,19 @@ class Progress:
         line = {**self._labels, "done": done, "total": total, "elapsed_s": time.monotonic() - self._started, **numbers}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+
+class ProgressSink:
+    """Tells a :class:`Progress` of each training step, with its reward and entropy."""
+
+    def __init__(self, progress: Progress, num_steps: int) -> None:
+        self._progress, self._num_steps = progress, num_steps
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Say that a step is done; measurements before the first are none."""
+        if step:
+            shown = {name: metrics.get(f"train/{name}", 0.0) for name in ("reward", "entropy")}
+            self._progress.update(step, self._num_steps, **shown)
+
+    def close(self) -> None:
+        """Nothing is open."""

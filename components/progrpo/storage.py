@@ -1,4 +1,4 @@
-"""Where inputs lie: a local path, ``s3://`` or ``embedded://``; :func:`localize` makes each a local path.
+"""What a URI stands for: a local path, ``s3://`` or ``embedded://``; :func:`localize` makes each a local path.
 
 S3 settings come from PROGRPO_S3_ENDPOINT_URL, PROGRPO_S3_REGION, PROGRPO_S3_ACCESS_KEY_ID and
 PROGRPO_S3_SECRET_ACCESS_KEY, and for what is not set there from the environment as for every boto3 program:
@@ -48,19 +48,41 @@ def localize(uri: str, destination: Path) -> Path:
     Raises:
         StorageError: not found, not reachable, not allowed, or a malformed URI.
     """
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return _existing(Path(uri), uri)
-    if scheme == "file":
-        parts = urlsplit(uri)
-        if parts.netloc not in ("", "localhost") or not parts.path:
-            raise StorageError(f"{uri!r} names a host. Write file:///PATH with three slashes.")
-        return _existing(Path(unquote(parts.path)), uri)
+    path = local_path(uri)
+    if path is not None:
+        return _existing(path, uri)
+    scheme, _, rest = uri.partition("://")
     if scheme == "embedded":
         return _embedded(rest, uri)
     if scheme == "s3":
-        return _download(uri, *split_s3_uri(uri), destination)
+        return _download(uri, destination)
     raise StorageError(f"{_shown(uri)!r}: scheme {scheme!r} is not supported. {_ALLOWED}.")
+
+
+def local_path(uri: str) -> Path | None:
+    """Return the path that a path or a ``file://`` URI stands for; None if it is of another scheme.
+
+    Raises:
+        StorageError: a ``file://`` URI with a host, or without a path.
+    """
+    scheme, separator, _ = uri.partition("://")
+    if not separator:
+        return Path(uri)
+    if scheme != "file":
+        return None
+    parts = urlsplit(uri)
+    if parts.netloc not in ("", "localhost") or not parts.path:
+        raise StorageError(f"{uri!r} names a host. Write file:///PATH with three slashes.")
+    return Path(unquote(parts.path))
+
+
+def s3_uri(uri: str) -> str:
+    """Return Kubeflow's ``minio://BUCKET/KEY?SETTINGS`` as the ``s3://BUCKET/KEY`` that it is, other URIs as they are.
+
+    The settings of the store come from the environment here.
+    """
+    scheme, _, rest = uri.partition("://")
+    return f"s3://{rest.partition('?')[0]}" if scheme in ("s3", "minio") else uri
 
 
 def split_s3_uri(uri: str) -> tuple[str, str]:
@@ -147,18 +169,24 @@ def _shown(text: str) -> str:
     return re.sub("//.*@", "//", text)
 
 
-def _download(uri: str, bucket: str, key: str, destination: Path) -> Path:
+def _download(uri: str, destination: Path) -> Path:
+    bucket, key = split_s3_uri(uri)
     name = PurePosixPath(key.rstrip("/")).name or bucket
     target = destination / name
     with s3_client(uri) as client:
+        found = find_objects(client, uri)
         destination.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{name[:50]}.", dir=destination))
         try:
             part = temporary / "part"
-            if key and not key.endswith("/") and _is_object(client, bucket, key):
-                client.download_file(bucket, key, str(part))
-            else:
-                _download_prefix(client, uri, bucket, key, part)
+            for item in found:
+                path = part
+                if item["Key"] != key:
+                    below = item["Key"].removeprefix(f"{key.rstrip('/')}/" if key else "")
+                    check_file_name(uri, below)
+                    path = part / below
+                path.parent.mkdir(parents=True, exist_ok=True)
+                client.download_file(bucket, item["Key"], str(path))
             if target.is_dir():
                 shutil.rmtree(target)
             part.replace(target)
@@ -177,6 +205,27 @@ def take_own_variables() -> None:
     for own, names in _OWN_VARIABLES.items():
         if value := os.environ.pop(own, ""):
             os.environ.update(dict.fromkeys(names, value))
+
+
+def list_objects(client: Any, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
+    """Yield what S3 says of each object whose key begins with ``prefix``: Key, Size, ETag, LastModified."""
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        yield from page.get("Contents", ())
+
+
+def find_objects(client: Any, uri: str) -> list[dict[str, Any]]:
+    """Return what ``s3://BUCKET/KEY`` stands for: the object of that key, else all below it as a prefix.
+
+    Raises:
+        StorageError: there is neither.
+    """
+    bucket, key = split_s3_uri(uri)
+    below = f"{key.rstrip('/')}/" if key.strip("/") else ""
+    found = {item["Key"]: item for item in list_objects(client, bucket, key) if not item["Key"].endswith("/")}
+    objects = [found[key]] if key in found else [found[name] for name in found if name.startswith(below)]
+    if not objects:
+        raise StorageError(f"{uri!r}: bucket {bucket!r} has neither an object nor a prefix {key!r}. Check the key.")
+    return objects
 
 
 def _new_client() -> Any:
@@ -221,13 +270,18 @@ def _download_prefix(client: Any, uri: str, bucket: str, key: str, directory: Pa
         client.download_file(bucket, prefix + name, str(path))
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a name is a relative path that stays in its directory."""
+    return not ("\\" in name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")))
+
+
 def check_file_name(uri: str, name: str) -> None:
     """Refuse the name of an object below ``uri`` that, as a path, could lead out of a directory.
 
     Raises:
         StorageError: naming it.
     """
-    if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+    if not is_file_name(name):
         raise StorageError(f"{uri!r} holds the key {name!r}, which is no safe file name. Rename the object.")
 
 

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from progrpo.comparison.checks import flatten
 from progrpo.comparison.sources import iterate_samples, read_prompts
+from progrpo.config.merging import flatten
 from progrpo.manifest import MANIFEST_NAME, Manifest, read_manifest
 from progrpo.metrics import PASS_AT_CURVE
 from progrpo.training.rollout_table import kept_steps, read_rollouts

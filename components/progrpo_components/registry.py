@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 from progrpo.comparison.result import GateResult
+from progrpo.storage import local_path, s3_uri
 from progrpo_components.lineage import CHECKPOINT_TAG, find_model
 
 if TYPE_CHECKING:
@@ -78,21 +77,12 @@ def register(
 def _source(client: MlflowClient, run_id: str, training_uri: str, logged: LoggedModel | None) -> str:
     path = local_path(training_uri)
     if path is None:
-        # KFP's own scheme for the store in the cluster; mlflow knows it as s3.
-        return training_uri.replace("minio://", "s3://", 1).rstrip("/") + "/checkpoint"
+        return s3_uri(training_uri).rstrip("/") + "/checkpoint"
     if logged is not None:
         client.log_model_artifacts(logged.model_id, str(path / "checkpoint"))
         return str(logged.artifact_location)
     client.log_artifacts(run_id, str(path / "checkpoint"), "checkpoint")
     return f"{client.get_run(run_id).info.artifact_uri}/checkpoint"
-
-
-def local_path(uri: str) -> Path | None:
-    """Return the path behind a path or a file:// URI; None for an object store."""
-    scheme, separator, _ = uri.partition("://")
-    if not separator:
-        return Path(uri)
-    return Path(unquote(urlsplit(uri).path)) if scheme == "file" else None
 
 
 def _ensure_model(client: MlflowClient, name: str) -> None:

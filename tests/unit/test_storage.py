@@ -1,11 +1,13 @@
 import socket
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from progrpo.errors import StorageError
-from progrpo.storage import finished_directory, localize
+from progrpo.storage import finished_directory, local_path, localize, s3_uri
 from s3 import s3_server  # noqa: F401 - a fixture
 
 
@@ -46,6 +48,21 @@ def test_local_paths_are_used_where_they_are(tmp_path):
     assert localize(f"file://{tmp_path}/a%20b", tmp_path / "scratch") == tmp_path / "a b"
     assert localize("embedded://countdown-sft", tmp_path / "scratch").joinpath("config.json").is_file()
     assert not (tmp_path / "scratch").exists()
+
+
+@pytest.mark.parametrize(
+    ("uri", "plain", "path"),
+    [
+        ("minio://bucket/a/b?endpoint=x&region=y", "s3://bucket/a/b", None),
+        ("s3://bucket/a", "s3://bucket/a", None),
+        ("gs://bucket/a?b", "gs://bucket/a?b", None),
+        ("file:///a%20b", "file:///a%20b", "/a b"),
+        ("a b?c", "a b?c", "a b?c"),
+    ],
+)
+def test_what_a_uri_stands_for(uri, plain, path):
+    assert s3_uri(uri) == plain
+    assert local_path(uri) == (path and Path(path))
 
 
 @pytest.mark.parametrize(
@@ -165,10 +182,10 @@ def test_malformed_endpoint(aws, tmp_path, endpoint):
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/evil", "a\\..\\evil", "a//b"])
-def test_keys_cannot_leave_the_destination(name, tmp_path):
-    from progrpo.storage import _download_prefix
-
+def test_keys_cannot_leave_the_destination(name, tmp_path, monkeypatch):
     class Client:  # a server that allows such keys; SeaweedFS does not
+        meta = SimpleNamespace(endpoint_url="http://store")
+
         def get_paginator(self, _):
             return self
 
@@ -178,8 +195,9 @@ def test_keys_cannot_leave_the_destination(name, tmp_path):
         def download_file(self, *_):
             raise AssertionError("downloaded")
 
+    monkeypatch.setattr("progrpo.storage._new_client", Client)
     with pytest.raises(StorageError, match="no safe file name"):
-        _download_prefix(Client(), "s3://b/prefix", "b", "prefix", tmp_path / "part")
+        localize("s3://b/prefix", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

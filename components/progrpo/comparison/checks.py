@@ -7,6 +7,7 @@ from typing import Any
 
 from progrpo.comparison.sources import Evaluation, Training
 from progrpo.config import START
+from progrpo.config.merging import flatten
 from progrpo.errors import ComparisonError
 
 # Other problems, or another number of completions of them, leave nothing to pair.
@@ -201,11 +202,3 @@ def _differences(configs: Mapping[str, Mapping[str, Any]], ignore: set[str]) -> 
             names.setdefault(repr(values.get(key)), []).append(name)
         if len(names) > 1:
             yield f"{key} is " + "; ".join(f"{value} in {', '.join(where)}" for value, where in names.items())
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested mappings into one with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
-    return flat

@@ -10,7 +10,6 @@ from importlib import resources
 from typing import Any
 
 from progrpo.comparison import charts, tables
-from progrpo.comparison.checks import flatten
 from progrpo.comparison.drilldown import Drilldown, embed_completions
 from progrpo.comparison.evaluation_charts import auroc_rows, calibration_chart, position_charts
 from progrpo.comparison.examples import find_examples
@@ -18,6 +17,7 @@ from progrpo.comparison.gate import rule_text
 from progrpo.comparison.palette import looks
 from progrpo.comparison.result import ArmResult, Comparison
 from progrpo.comparison.sources import Evaluation, Training
+from progrpo.config.merging import flatten
 
 
 @dataclass(frozen=True)

@@ -46,5 +46,14 @@ def _merge_list(base: list[Any], over: Mapping[Any, Any], path: str) -> list[Any
     return changed
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested mappings into one with dotted keys; an empty one is a value."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
 def _same_type(base: Any, over: Mapping[Any, Any]) -> bool:
     return isinstance(base, Mapping) and ("type" not in base or over.get("type", base["type"]) == base["type"])

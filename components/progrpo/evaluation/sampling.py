@@ -24,12 +24,11 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from progrpo import errors
 from progrpo.checkpoints.loading import load_tokenizer, render_prompts
 from progrpo.config import EvaluateConfig
 from progrpo.data.dataset import Problem, load_problems
 from progrpo.environment import resolve_device
-from progrpo.errors import ConfigError, ProGRPOError
+from progrpo.errors import ConfigError, ProGRPOError, error_named
 from progrpo.evaluation.diversity import distinct_ngram_frac, self_bleu, solution_path, words
 from progrpo.evaluation.loading import load_engine
 from progrpo.evaluation.samples import SCHEMA, position_edges, token_columns
@@ -272,8 +271,7 @@ def _error_of(job: Path, code: int) -> Exception:
     if not path.is_file():
         return RuntimeError(f"a sampling process ended with {code}; its output is above.")
     name, message = json.loads(path.read_text(encoding="utf-8"))
-    error: type[ProGRPOError] = getattr(errors, name)
-    return error(message)
+    return error_named(name, message) or RuntimeError(f"{name}: {message}")
 
 
 def _gpus(config: EvaluateConfig) -> list[str]:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
-import progrpo.errors
 from progrpo.config import MAX_SEED, Arm, Config, TrainConfig
-from progrpo.errors import ConfigError, ProGRPOError, TrainingError
+from progrpo.errors import ConfigError, TrainingError, error_named
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -58,9 +57,8 @@ def error_of_ranks(failures: Mapping[int, ProcessFailure]) -> BaseException:
     recorded = {rank: told for rank, failure in failures.items() if (told := _recorded(failure))}
     for told in recorded.values():
         name, _, message = told["message"].partition(": ")
-        kind = getattr(progrpo.errors, name, None)
-        if isinstance(kind, type) and issubclass(kind, ProGRPOError):
-            return kind(message)
+        if error := error_named(name, message):
+            return error
     for rank, told in recorded.items():
         return RuntimeError(f"rank {rank} failed.\n{told['extraInfo']['py_callstack']}")
     if killed := sorted(rank for rank, failure in failures.items() if failure.exitcode == -9):

@@ -7,6 +7,7 @@ than as a program, as torchrun reports whatever went wrong as its own exit code 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -22,13 +23,14 @@ from typing import Any
 from progrpo.config import Arm, TrainConfig
 from progrpo.errors import ConfigError
 from progrpo.manifest import Manifest, read_manifest, write_atomic
-from progrpo.metrics import MetricSink, Progress
+from progrpo.metrics import MetricSink, Progress, ProgressSink
 from progrpo.training.job import Job, error_of_ranks
+
+logger = logging.getLogger(__name__)
 
 SHUTDOWN_S = 600
 """How long ranks that were told to stop may take to finish their step and save their state; then they are killed. In a
 pod its grace period ends first, unless it is longer."""
-POLL_S = 0.2
 JOIN_S = 1800
 """How long a node waits for the others: one may have to pull an image of 12 GB that another has."""
 
@@ -105,7 +107,7 @@ def launch(
 
     _check_ranks(config, nodes)
     with TemporaryDirectory(prefix="progrpo-ranks-") as scratch:
-        metrics = Path(scratch) / "metrics.jsonl"
+        metrics = Path(scratch) / "metrics"
         job = Job(
             arm=arm,
             seed=seed,
@@ -124,7 +126,8 @@ def launch(
             signals_to_handle="SIGTERM,SIGINT",
             shutdown_timeout=SHUTDOWN_S,
         )
-        with _signals_restored(), _relayed(metrics, config.steps, sinks, progress):
+        told = [*sinks, *([ProgressSink(progress, config.steps)] if progress is not None else [])]
+        with _signals_restored(), _relayed(metrics, told):
             try:
                 elastic_launch(agent, sys.executable)("-m", "progrpo.training", "--job", f"{scratch}/job.json")
             except SignalException as error:
@@ -169,43 +172,30 @@ def _meeting(config: TrainConfig, nodes: Nodes | None) -> dict[str, Any]:
 
 
 @contextmanager
-def _relayed(path: Path, num_steps: int, sinks: Sequence[MetricSink], progress: Progress | None) -> Iterator[None]:
-    """Pass on each line that is appended to a file of metrics."""
-    ended = threading.Event()
+def _relayed(path: Path, sinks: Sequence[MetricSink]) -> Iterator[None]:
+    """Make a pipe at ``path`` and pass on each line of metrics that is written into it."""
+    os.mkfifo(path)
+    pipe = os.open(path, os.O_RDWR)  # as a reader and a writer: opening it as one alone waits for the other
 
     def follow() -> None:
-        offset, is_last_look = 0, False
-        while not is_last_look:
-            is_last_look = ended.wait(POLL_S)
-            offset = _pass_on(path, offset, num_steps, sinks, progress)
+        with path.open("rb") as lines:
+            for line in iter(lines.readline, b"\n"):
+                try:
+                    metrics = json.loads(line)
+                    step = int(metrics.pop("step"))
+                    for sink in sinks:
+                        sink.log(step, metrics)
+                except Exception as error:  # a line that a kill cut off; a full disk. Ranks would wait for a reader
+                    logger.warning("metrics were not passed on: %r: %r", error, line[:100])
 
     thread = threading.Thread(target=follow, name="metrics of the ranks")
     thread.start()
     try:
         yield
     finally:
-        ended.set()
+        os.write(pipe, b"\n\n")  # ends a line that was cut off, then the reading
         thread.join()
-
-
-def _pass_on(path: Path, offset: int, num_steps: int, sinks: Sequence[MetricSink], progress: Progress | None) -> int:
-    """Pass on the whole lines behind ``offset``, in bytes; return where they end."""
-    if not path.exists():
-        return offset
-    with path.open("rb") as file:
-        file.seek(offset)
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            offset += len(line)
-            metrics = json.loads(line)
-            step = int(metrics.pop("step"))
-            for sink in sinks:
-                sink.log(step, metrics)
-            if progress is not None and step:
-                shown = {"reward": metrics.get("train/reward", 0.0), "entropy": metrics.get("train/entropy", 0.0)}
-                progress.update(step, num_steps, **shown)
-    return offset
+        os.close(pipe)
 
 
 @contextmanager

@@ -10,21 +10,19 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
 from progrpo.config import TrainConfig
 from progrpo.errors import TrainingError
-from progrpo.metrics import MetricSink, Progress, heldout_pass_at
+from progrpo.manifest import replacing
+from progrpo.metrics import MetricSink, heldout_pass_at
 from progrpo.training.heldout import Heldout
+from progrpo.training.resume import Resume
 from progrpo.training.trainer import PolicyTrainer
 
-if TYPE_CHECKING:
-    from progrpo.training.resume import Resume
-
-METRICS = "metrics.jsonl"
 TRL_METRICS = {
     "reward": "train/reward",
     "reward_std": "train/reward_std",
@@ -65,7 +63,6 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         config: its settings.
         output: where rollouts are kept.
         sinks: where each step's metrics go.
-        progress: told after each step.
         heldout: measures held-out problems; None: nothing does.
         resume: keeps resume points; None: nothing does.
     """
@@ -76,12 +73,11 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         config: TrainConfig,
         output: Path,
         sinks: Sequence[MetricSink],
-        progress: Progress | None,
         heldout: Heldout | None,
         resume: Resume | None,
     ) -> None:
         self._trainer, self._config, self._output, self._sinks = trainer, config, output, sinks
-        self._progress, self._heldout, self._resume = progress, heldout, resume
+        self._heldout, self._resume = heldout, resume
         self._last, self._num_tokens = time.monotonic(), 0
         self._updating = False
         self._signal: int | None = None
@@ -147,9 +143,6 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers is untype
     def _write(self, step: int, metrics: Mapping[str, float]) -> None:
         for sink in self._sinks:
             sink.log(step, metrics)
-        if self._progress is not None and step:
-            shown = {"reward": metrics.get("train/reward", 0.0), "entropy": metrics.get("train/entropy", 0.0)}
-            self._progress.update(step, self._config.steps, **shown)
 
     def _performance(self, num_tokens: int) -> dict[str, float]:
         seconds = time.monotonic() - self._last
@@ -231,6 +224,5 @@ def write_rollouts(path: Path, rollouts: Mapping[str, Sequence[Any]]) -> None:
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(pa.table(dict(rollouts)), temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        pq.write_table(pa.table(dict(rollouts)), temporary)

@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_map_only
 
 from progrpo.config import Arm, CheckpointingConfig, TrainConfig
 from progrpo.errors import StateError, StorageError
+from progrpo.metrics import METRICS_NAME
 from progrpo.training.distributed import load_training_state, training_state
 from progrpo.training.heldout import Heldout
-from progrpo.training.recorder import METRICS
 from progrpo.training.state.points import ResumePoint
 from progrpo.training.state.store import StateStore, check_fingerprint
 from progrpo.training.state.tensors import get_rng_state, load_tree, save_tree, set_rng_state
@@ -117,7 +117,7 @@ class Resume:
             for rank, each in enumerate(places):
                 save_tree(directory / f"rank_{rank}", each)
             save_tree(directory / "heldout", heldout)
-            shutil.copyfile(self._output / METRICS, directory / METRICS)
+            shutil.copyfile(self._output / METRICS_NAME, directory / METRICS_NAME)
 
         try:
             self._store.save(step, write, fingerprint=self._identity, score=self._score)
@@ -181,17 +181,14 @@ class Resume:
 
     def _read(self, point: ResumePoint) -> tuple[dict[str, Any], list[Any], Any]:
         assert self._store is not None
-        shutil.copyfile(point.directory / METRICS, self._output / METRICS)
+        shutil.copyfile(point.directory / METRICS_NAME, self._output / METRICS_NAME)
         self._store.fetch_shared(self._output, lambda name: _step_of(name) <= point.step)
         rest = load_tree(point.directory / "optimizer")
         state = {"model": load_tree(point.directory / "weights"), **rest}
-        places = [load_tree(path.with_suffix("")) for path in sorted(point.directory.glob("rank_*.json"), key=_rank_of)]
+        num_ranks = len(list(point.directory.glob("rank_*.json")))
+        places = [load_tree(point.directory / f"rank_{rank}") for rank in range(num_ranks)]
         return state, places, load_tree(point.directory / "heldout")
 
 
 def _step_of(name: str) -> int:
     return int(Path(name).stem.removeprefix("step_"))
-
-
-def _rank_of(path: Path) -> int:
-    return int(path.stem.removeprefix("rank_"))

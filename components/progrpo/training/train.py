@@ -15,7 +15,7 @@ from progrpo.data.dataset import load_problems
 from progrpo.environment import describe_hardware, library_versions, resolve_device
 from progrpo.errors import StorageError, TrainingError
 from progrpo.manifest import Manifest, read_manifest, write_manifest
-from progrpo.metrics import JsonlSink, MetricSink, Progress
+from progrpo.metrics import METRICS_NAME, JsonlSink, MetricSink, Progress, ProgressSink
 from progrpo.rewards import check_verifiers
 from progrpo.training.distributed import full_weights
 from progrpo.training.preflight import preflight
@@ -76,7 +76,7 @@ def train(
     from transformers import set_seed
 
     from progrpo.training.build import build_trainer
-    from progrpo.training.recorder import METRICS, Finished, Recorder, Stopped
+    from progrpo.training.recorder import Finished, Recorder, Stopped
 
     preflight([arm], config, dataset=dataset, checkpoint=checkpoint).log_and_raise()
     device = resolve_device(config.device)
@@ -103,8 +103,11 @@ def train(
             store = stack.enter_context(open_store(config.checkpointing, arm, seed, run_id)) if is_first else None
             identity = fingerprint(arm, seed, config, inputs)
             resume = Resume(config.checkpointing, store, identity, output, config.steps)
-        log = [stack.enter_context(closing(JsonlSink(output / METRICS))), *sinks] if is_first else []
-        recorder = Recorder(trainer, config, output, log, progress if is_first else None, heldout, resume)
+        log: list[MetricSink] = []
+        if is_first:
+            shown = [ProgressSink(progress, config.steps)] if progress is not None else []
+            log = [stack.enter_context(closing(JsonlSink(output / METRICS_NAME))), *sinks, *shown]
+        recorder = Recorder(trainer, config, output, log, heldout, resume)
         trainer.add_callback(recorder)
         set_seed(seed)  # nothing of ours draws from the global generators, but a library may
         try:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from pydantic import ValidationError
-
+from progrpo.backoff import Backoff
 from progrpo.errors import ManifestError, StorageError
-from progrpo.manifest import MANIFEST_NAME, Kind, Manifest, read_manifest
-from progrpo.storage import localize, s3_client, split_s3_uri
+from progrpo.manifest import MANIFEST_NAME, Kind, Manifest, parse_manifest, read_manifest
+from progrpo.storage import list_objects, local_path, localize, s3_client, s3_uri, split_s3_uri
 from progrpo_components.tracking.spool import PATTERN
 
 logger = logging.getLogger(__name__)
@@ -23,29 +21,16 @@ MAX_PAUSE_S = 60
 def plain_uri(uri: str) -> str:
     """Return a URI as :mod:`progrpo.storage` takes it.
 
-    Kubeflow's ``minio://`` is S3, and its URIs may carry the store's settings as a query: those come from the
-    environment here, which is the same for every program of the pod.
-
     Raises:
         StorageError: a scheme that is neither S3 nor a path.
     """
-    scheme, separator, rest = uri.partition("://")
-    if not separator or scheme == "file":
-        return uri
-    if scheme not in ("s3", "minio"):
+    plain = s3_uri(uri)
+    if not plain.startswith("s3://") and local_path(plain) is None:
         raise StorageError(
-            f"{uri!r}: the pods of a TrainJob read and write s3://, minio:// and paths of a volume, not {scheme}://. "
-            f"Give the pipeline a pipeline root on an S3-compatible store."
+            f"{uri!r}: the pods of a TrainJob read and write s3://, minio:// and paths of a volume, not "
+            f"{uri.partition('://')[0]}://. Give the pipeline a pipeline root on an S3-compatible store."
         )
-    return f"s3://{rest.partition('?')[0]}"
-
-
-def local_path(uri: str) -> Path | None:
-    """Return the path a URI names; None if it is an object store's."""
-    uri = plain_uri(uri)
-    if uri.startswith("s3://"):
-        return None
-    return Path(urlsplit(uri).path if uri.startswith("file://") else uri)
+    return plain
 
 
 def fetch(uri: str, kind: Kind, destination: Path) -> Path:
@@ -74,12 +59,10 @@ def published(uri: str, kind: Kind) -> Manifest | None:
         manifest = read_manifest(path, kind, verify=False)
         sizes = {name: (path / name).stat().st_size for name in manifest.files if (path / name).is_file()}
     else:
-        found = _read_remote(plain_uri(uri))
+        found = _read_remote(plain_uri(uri), kind)
         if found is None:
             return None
         manifest, sizes = found
-        if manifest.kind != kind:
-            raise ManifestError(f"{uri} holds a {manifest.kind} artifact, but a {kind} artifact is needed here.")
     for name, entry in manifest.files.items():
         if sizes.get(name) != entry.size:
             given = f"has {sizes[name]} bytes" if name in sizes else "is missing"
@@ -111,34 +94,28 @@ def publish(directory: Path, uri: str, *, patience_s: float = PUBLISH_PATIENCE_S
         if name != MANIFEST_NAME and (not Path(name).name.startswith(".") or Path(name).match(PATTERN))
     ]
     waiting.append(MANIFEST_NAME)
-    deadline, pause = time.monotonic() + patience_s, 1.0
-    while True:
+    backoff = Backoff(longest_s=MAX_PAUSE_S, patience_s=patience_s)
+    while waiting:
         try:
             with s3_client(uri) as client:
                 while waiting:
                     client.upload_file(str(directory / waiting[0]), bucket, prefix + waiting[0])
                     waiting.pop(0)
-                    deadline, pause = time.monotonic() + patience_s, 1.0
-            return
+                    backoff.reset()
         except StorageError as error:
-            if time.monotonic() + pause > deadline:
+            if (pause_s := backoff.pause_s()) is None:
                 raise
-            logger.warning("the training run is not uploaded yet, trying again in %.0f s: %s", pause, error)
-            time.sleep(pause)
-            pause = min(2 * pause, MAX_PAUSE_S)
+            logger.warning("the training run is not uploaded yet, trying again in %.0f s: %s", pause_s, error)
+            time.sleep(pause_s)
 
 
-def _read_remote(uri: str) -> tuple[Manifest, dict[str, int]] | None:
+def _read_remote(uri: str, kind: Kind) -> tuple[Manifest, dict[str, int]] | None:
     bucket, key = split_s3_uri(uri)
     prefix = f"{key.strip('/')}/"
     with s3_client(uri) as client:
         try:
-            body = client.get_object(Bucket=bucket, Key=prefix + MANIFEST_NAME)["Body"].read()
+            text = client.get_object(Bucket=bucket, Key=prefix + MANIFEST_NAME)["Body"].read()
         except client.exceptions.NoSuchKey:
             return None
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        sizes = {item["Key"].removeprefix(prefix): item["Size"] for page in pages for item in page.get("Contents", ())}
-    try:
-        return Manifest.model_validate_json(body), sizes
-    except ValidationError as error:
-        raise ManifestError(f"{uri}/{MANIFEST_NAME} is not a valid manifest: {error}") from None
+        sizes = {item["Key"].removeprefix(prefix): item["Size"] for item in list_objects(client, bucket, prefix)}
+    return parse_manifest(text, kind, where=uri), sizes

@@ -8,9 +8,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-import progrpo.errors
 from progrpo.config import Config, TrainConfig
-from progrpo.errors import ConfigError, ProGRPOError, TrainingError
+from progrpo.errors import ConfigError, ProGRPOError, TrainingError, error_named
 from progrpo_components.steps import Run, Tracking
 
 NODE = "node"
@@ -78,7 +77,4 @@ def error_of_termination(text: str) -> ProGRPOError | None:
         name, message = str(told["error"]), str(told["message"])
     except (ValueError, KeyError, TypeError):
         return None
-    kind = getattr(progrpo.errors, name, None)
-    if isinstance(kind, type) and issubclass(kind, ProGRPOError):
-        return kind(message)
-    return TrainingError(f"{name}: {message}")
+    return error_named(name, message) or TrainingError(f"{name}: {message}")

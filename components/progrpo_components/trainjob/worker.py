@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from progrpo.errors import ProGRPOError, StorageError
+from progrpo.storage import local_path
 from progrpo_components import steps
-from progrpo_components.trainjob.artifacts import fetch, local_path, publish, published
+from progrpo_components.trainjob.artifacts import fetch, publish, published
 from progrpo_components.trainjob.job import WorkerJob, read_worker_job, termination_message
 
 logger = logging.getLogger("progrpo.trainjob")

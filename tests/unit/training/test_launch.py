@@ -110,7 +110,7 @@ def test_ranks_that_were_told_to_stop_did_not_fail(failure, code, status):
 
 def test_metrics_are_passed_on_once_each_to_the_last_line(tmp_path):
     path, sink = tmp_path / "metrics.jsonl", Recorded()
-    with _relayed(path, 2, [sink], None):
+    with _relayed(path, [sink]):
         log = JsonlSink(path)
         log.log(1, {"train/reward": 0.5})
         log.log(2, {"train/reward": 0.75})
@@ -118,6 +118,20 @@ def test_metrics_are_passed_on_once_each_to_the_last_line(tmp_path):
         with path.open("a") as file:
             file.write('{"step": 3, "train/rew')  # a rank that was killed as it wrote
     assert sink.rows == [(1, {"train/reward": 0.5}), (2, {"train/reward": 0.75})]
+
+
+def test_ranks_do_not_wait_for_a_sink_that_fails(tmp_path, caplog):
+    class Full(Recorded):
+        def log(self, step, metrics):
+            raise OSError("No space left on device")
+
+    path = tmp_path / "metrics"
+    with _relayed(path, [Full()]):
+        log = JsonlSink(path)
+        for step in range(2000):  # more than a pipe holds
+            log.log(step, {"train/reward": 0.123456789, "train/entropy": 0.123456789})
+        log.close()
+    assert "No space left on device" in caplog.text
 
 
 def test_an_error_of_the_ranks_is_raised_with_its_type_and_nothing_is_left(embedded_checkpoint, tiny_dataset, tmp_path):

@@ -170,13 +170,13 @@ def test_training_does_not_wait_and_a_newer_point_supersedes(network, client, ur
     seen = set()
     prune = mirror.S3Mirror._prune
     monkeypatch.setattr(
-        mirror.S3Mirror, "_prune", lambda self, client, name: (seen.add(name[:12]), prune(self, client, name))
+        mirror.S3Mirror, "_prune", lambda self, client, name: (seen.add(str(name)[:12]), prune(self, client, name))
     )
     with StateStore(uri, keep_last=1, scratch=tmp_path) as store:
         save(store, 10)
         assert started.wait(10)
         save(store, 20, 30, 40)  # all return while the upload of step 10 hangs
-        assert {path.name for path in tmp_path.glob("*/step_*")} == {"step_0000010", "step_0000040"}
+        assert {path.name[:12] for path in tmp_path.glob("*/step_*")} == {"step_0000010", "step_0000040"}
         may_go_on.set()
     assert seen == {"step_0000010", "step_0000040"}
     assert complete_steps(client, uri) == [40]
@@ -206,9 +206,9 @@ def test_s3_down_to_the_end(network, client, uri, tmp_path, caplog):
         save(store, 10)
         store.add_shared(file, "rollouts/1")
         started = time.monotonic()
-        assert store.close(timeout_s=1.5) == ["rollouts/1", "step_0000010"]
+        assert [name[:12] for name in store.close(timeout_s=1.5)] == ["rollouts/1", "step_0000010"]
         assert time.monotonic() - started < 5
-    assert "lacks rollouts/1, step_0000010" in caplog.text
+    assert "lacks rollouts/1, step_0000010-" in caplog.text
     with StateStore(uri, scratch=tmp_path / "a") as store:  # the container starts again in its pod
         assert store.latest().step == 10
         assert "since S3 does not answer" in caplog.text
@@ -225,7 +225,7 @@ def test_s3_cut_in_the_middle_of_an_upload(network, client, uri, tmp_path):
         save(store, 20, size=2 * MIB)
         wait_for(lambda: store.num_upload_failures >= 1)
         assert complete_steps(client, uri) == [10]
-        assert store.close(timeout_s=0.1) == ["step_0000020"]
+        assert [name[:12] for name in store.close(timeout_s=0.1)] == ["step_0000020"]
     network.mend()
     with StateStore(uri, scratch=tmp_path / "b") as store:
         assert store.latest().step == 10  # on another machine the older one is whole
@@ -288,7 +288,7 @@ def test_a_download_that_broke_off_goes_on(network, client, uri, tmp_path):
             store.latest()
         network.mend()
         assert store.latest().step == 10
-    assert received == ["a", "b", "c", "c"]
+    assert [name for name in received if name in "abc"] == ["a", "b", "c", "c"]  # besides the manifest
     store.close()
 
 
@@ -353,13 +353,12 @@ def test_two_machines_writing_one_prefix(network, client, uri, tmp_path):
     """A pod that dies slowly and its successor: of a step's two points the last counts, and it is whole."""
     with StateStore(uri, scratch=tmp_path / "a") as old, StateStore(uri, scratch=tmp_path / "b") as new:
         for store, text in ((old, "old"), (new, "new")):
-            store.save(10, fill(text), fingerprint={}, metadata={"by": text})
-            wait_for(lambda store=store: not store._mirror.busy_points())
+            store.save(10, fill(text), fingerprint={})
+            wait_for(lambda store=store: not store._mirror.lacking())
             time.sleep(1.1 if store is old else 0)  # S3 dates objects by the second
     with StateStore(uri, scratch=tmp_path / "c") as store:
         point = store.latest()
         assert (point.directory / "model.safetensors").read_text() == "model new "
-        assert point.metadata["by"] == "new"
         assert point.metadata["writer"] == {"host": socket.gethostname(), "pid": os.getpid()}
 
 

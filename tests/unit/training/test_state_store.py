@@ -11,7 +11,7 @@ import pytest
 
 from progrpo.errors import ManifestError, StateError, StorageError
 from progrpo.manifest import read_manifest
-from progrpo.training.state.points import points_to_keep
+from progrpo.training.state.points import PointName, points_to_keep
 from progrpo.training.state.store import StateStore, check_fingerprint
 
 FINGERPRINT = {"arm": {"name": "grpo"}, "seed": 1, "train": {"steps": 10, "learning_rate": 1e-6}}
@@ -32,7 +32,16 @@ def save(store, *steps, **options):
 
 
 def steps_in(root):
-    return sorted(int(path.name[5:]) for path in root.glob("step_*"))
+    return sorted(int(path.name[5:12]) for path in root.glob("step_*"))
+
+
+def point_of(root, step):
+    (directory,) = root.glob(f"step_{step:07d}*")
+    return directory
+
+
+def names_in(root):
+    return sorted(path.name[:12] for path in root.iterdir())
 
 
 @pytest.fixture
@@ -48,17 +57,15 @@ def store(root):
 
 def test_a_point_is_an_artifact(store, root):
     assert store.latest() is None
-    point = store.save(
-        40, fill("a"), fingerprint=FINGERPRINT | {"betas": (0.9, 0.95)}, score=0.5, metadata={"tokens": 7}
-    )
-    assert point.directory == root / "step_0000040"
+    point = store.save(40, fill("a"), fingerprint=FINGERPRINT | {"betas": (0.9, 0.95)}, score=0.5)
+    assert point.directory == point_of(root, 40)
     assert sorted(read_manifest(point.directory, "resume").files) == ["model.safetensors", "optimizer/state.json"]
     found = store.latest()
-    assert (found.step, found.directory, found.score, found.metadata["tokens"]) == (40, point.directory, 0.5, 7)
+    assert (found.step, found.directory, found.score) == (40, point.directory, 0.5)
     assert found.fingerprint == FINGERPRINT | {"betas": [0.9, 0.95]}
     assert found.metadata["writer"]["pid"] == os.getpid()
     assert stat_mode(point.directory) == 0o755
-    assert sorted(path.name for path in root.iterdir()) == [".lock", "step_0000040"]
+    assert names_in(root) == [".lock", "step_0000040"]
 
 
 def stat_mode(path):
@@ -90,7 +97,25 @@ def test_other_places_are_refused(uri):
     ],
 )
 def test_points_to_keep(scores, keep_last, keep_best, kept):
-    assert points_to_keep(scores, keep_last, keep_best) == kept
+    names = [PointName(step, "a", score) for step, score in scores.items()]
+    assert {name.step for name in points_to_keep(names, keep_last, keep_best)} == kept
+
+
+def test_of_the_points_of_one_step_the_newest_counts():
+    first, old, new = PointName(1, "a", None), PointName(2, "a", 0.9), PointName(2, "b", 0.5)
+    assert points_to_keep([new, first, old], 2, True) == {first, new}
+
+
+@pytest.mark.parametrize("score", [None, 0.5, 1.0, -2.5e-07, 1e16])
+def test_a_name_comes_back_from_its_text(score):
+    name = PointName.new(40, score)
+    assert PointName.of(str(name)) == name
+    assert str(name).startswith("step_0000040-")
+
+
+@pytest.mark.parametrize("text", ["step_40", "step_of_someone_else", "step_0000040-x", "step_0000040-1-score1.2.3"])
+def test_other_names_are_no_points(text):
+    assert PointName.of(text) is None
 
 
 def test_newest_and_best_are_kept(root):
@@ -110,13 +135,13 @@ def test_a_step_saved_again_replaces_its_point(store, root):
     save(store, 1)
     store.save(1, fill("again"), fingerprint={})
     assert (store.latest().directory / "model.safetensors").read_text() == "model again"
-    assert sorted(path.name for path in root.iterdir()) == [".lock", "step_0000001"]
+    assert names_in(root) == [".lock", "step_0000001"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "no manifest", "broken manifest", "renamed"])
 def test_a_damaged_point_is_skipped_and_removed_later(store, root, damage, caplog):
     save(store, 10, 20)
-    newest = root / "step_0000020"
+    newest = point_of(root, 20)
     file, manifest = newest / "optimizer" / "state.json", newest / "manifest.json"
     data = file.read_bytes()
     if damage == "truncated":
@@ -141,7 +166,7 @@ def test_a_damaged_point_is_skipped_and_removed_later(store, root, damage, caplo
 def test_no_valid_point_is_an_error_that_names_each(store, root):
     save(store, 10, 20)
     for step in (10, 20):
-        (root / f"step_00000{step}" / "model.safetensors").unlink()
+        (point_of(root, step) / "model.safetensors").unlink()
     with pytest.raises(StateError) as error:
         store.latest()
     for text in ("none of the 2", "step_0000010", "step_0000020", "model.safetensors", "train.checkpointing.name"):
@@ -161,7 +186,16 @@ def test_a_writer_that_fails_leaves_nothing(store, root):
         store.save(20, fill(20), fingerprint={"learning_rate": float("nan")})
     with pytest.raises(FileNotFoundError):  # a bug of the caller's is not blamed on the disk
         store.save(20, lambda directory: (directory / "no" / "such").touch(), fingerprint={})
-    assert sorted(path.name for path in root.iterdir()) == [".lock", "step_0000010"]
+    assert names_in(root) == [".lock", "step_0000010"]
+
+
+@pytest.mark.parametrize("name", ["step_0000010", "step_0000010-0123456789abcdef"])
+def test_points_of_the_names_of_version_0_1_are_found(store, root, name):
+    save(store, 9, 10)
+    point_of(root, 10).rename(root / name)
+    assert (store.latest().step, store.latest().directory) == (10, root / name)
+    save(store, 11)
+    assert steps_in(root) == [10, 11]
 
 
 # --- fingerprints ----------------------------------------------------------------------------------------------------
@@ -219,11 +253,11 @@ def test_a_file_system_without_locks_is_used_with_a_warning(root, monkeypatch, c
 
     monkeypatch.setattr("fcntl.flock", flock)
     root.mkdir()
-    (root / ".writing-step_0000001-x").mkdir()
+    (root / ".unfinished-step_0000001-x").mkdir()
     with StateStore(str(root)) as store:
         save(store, 2)
     assert "cannot be locked (No locks available)" in caplog.text
-    assert (root / ".writing-step_0000001-x").is_dir()  # its writer may live
+    assert (root / ".unfinished-step_0000001-x").is_dir()  # its writer may live
 
 
 # --- shared files ----------------------------------------------------------------------------------------------------
@@ -279,10 +313,10 @@ try:
     found.append("saved")
 except StorageError as error:
     found.append(str(error))
-names = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+names = sorted(path.relative_to(root).parts[0][:12] + "/" + path.name for path in root.rglob("*") if path.is_file())
 latest = store.latest().step
 (root.parent / "file").unlink()
-(root / "step_0000001" / "model.safetensors").unlink()  # someone frees space, and training went on
+next(root.glob("step_0000001*/model.safetensors")).unlink()  # someone frees space, and training went on
 store.save(5, by_safetensors, fingerprint={})
 print(json.dumps({"found": found, "names": names, "latest": latest, "later": store.latest().step}))
 """
@@ -310,7 +344,7 @@ def test_a_full_disk(tmp_path, require_all):
         assert "No space left on device" in message
         assert "Free space there, lower train.checkpointing.keep_last" in message
     assert seen["names"] == [
-        ".lock",
+        ".lock/.lock",
         *(f"step_000000{step}/{file}" for step in (1, 2) for file in ("manifest.json", "model.safetensors")),
     ]
     assert (seen["latest"], seen["later"]) == (2, 5)
@@ -334,7 +368,7 @@ def test_a_disk_that_refuses_at_fsync(store, root, monkeypatch, number, call):
     monkeypatch.undo()
     # After the last one the point is in its place already, and whole.
     assert steps_in(root) == ([10, 20] if call == 5 else [10])
-    assert not list(root.glob(".w*"))
+    assert not list(root.glob(".u*"))
     save(store, 30)
     assert store.latest().step == 30
 
@@ -361,7 +395,7 @@ def test_a_point_that_cannot_be_read_is_skipped(store, root, monkeypatch, caplog
 
 def test_a_link_out_of_a_point_is_not_followed(store, root, tmp_path):
     save(store, 10)
-    file = root / "step_0000010" / "model.safetensors"
+    file = point_of(root, 10) / "model.safetensors"
     shutil.move(file, tmp_path / "outside")
     file.symlink_to(tmp_path / "outside")
     with pytest.raises(StateError, match="outside its directory"):

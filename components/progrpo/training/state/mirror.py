@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pydantic import ValidationError
-
+from progrpo.backoff import Backoff
 from progrpo.errors import ManifestError, ProGRPOError, StorageError
-from progrpo.manifest import MANIFEST_NAME, Manifest, read_manifest, sha256_file, write_atomic
-from progrpo.storage import check_file_name, s3_client, split_s3_uri
+from progrpo.manifest import MANIFEST_NAME, read_manifest, sha256_file
+from progrpo.storage import check_file_name, list_objects, s3_client, split_s3_uri
 from progrpo.training.state.points import (
     DOWNLOAD,
     SHARED,
     PointDirectory,
+    PointName,
     ResumePoint,
-    point_name,
     points_to_keep,
     read_point,
 )
@@ -36,23 +32,6 @@ MAX_BACKOFF_S = 300
 MAX_CLOSING_BACKOFF_S = 5
 ABANDONED_AFTER_S = 3600
 """Objects without a manifest are a dead writer's if none came in this long; until then it may be at a large file."""
-
-
-@dataclass(frozen=True)
-class RemotePoint:
-    """A point as S3 lists it."""
-
-    name: str
-    """``step_0000040-`` and the start of the digest over its files: other files are never uploaded over these."""
-    step: int
-    sizes: dict[str, int]
-    modified: datetime
-    """Of the manifest, or of the newest object if there is none."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether the manifest, which is uploaded last, is there."""
-        return MANIFEST_NAME in self.sizes
 
 
 class S3Mirror:
@@ -70,85 +49,90 @@ class S3Mirror:
         self.prefix = f"{key.strip('/')}/" if key.strip("/") else ""
         self.local, self.keep_last, self.keep_best = local, keep_last, keep_best
         self.num_failures = 0
-        self.damaged: set[str] = set()
-        """Names of points that turned out to be invalid; removed after the next upload."""
-        self._scores: dict[str, float | None] = {}
-        self._changed = threading.Condition()
-        # Each with a token: what is offered again during its upload is uploaded again.
-        self._files: dict[str, object] = {}
-        self._points: dict[int, object] = {}
-        self._uploading: int | None = None
-        self._backoff_s = 0.0
-        self._retry_at = 0.0
+        self._lock = threading.Lock()
+        self._uploading: PointName | None = None
+        self._uploaded: set[PointName] = set()
+        self._woken = threading.Event()
+        self._backoff = Backoff(longest_s=MAX_BACKOFF_S)
         self._closing = self._aborted = False
         self._thread: threading.Thread | None = None
         self._client: Any = None
 
     # --- what the caller's thread does -------------------------------------------------------------------------------
 
-    def offer(self, *, points: Sequence[int] | None = None, files: Sequence[str] = ()) -> None:
-        """Queue shared files, and points in place of those that wait still; the first point goes first."""
-        with self._changed:
-            self._files |= {name: object() for name in files}
-            if points is not None:
-                self._points = {step: object() for step in points}
-            self._retry_at = 0.0
-            if self._thread is None and (self._files or self._points):
-                self._thread = threading.Thread(target=self._run, name="state-upload", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+    def wake(self) -> None:
+        """Upload what there is now: the shared files, the newest point, the best one. Points between may be left out.
 
-    def busy_points(self) -> set[int]:
-        """Return the steps that are being uploaded or wait for it: their files are needed still."""
-        with self._changed:
-            return {*self._points, *(() if self._uploading is None else (self._uploading,))}
+        Points that were found here must have been read before.
+        """
+        self._woken.set()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="state-upload", daemon=True)
+            self._thread.start()
+
+    def uploading(self) -> PointName | None:
+        """Return the point that is being uploaded, whose files are needed still."""
+        with self._lock:
+            return self._uploading
+
+    def lacking(self) -> list[str]:
+        """Return the names of what is not in S3 yet."""
+        return [*self.local.shared(), *map(str, self._waiting())]
 
     def close(self, timeout_s: float) -> list[str]:
         """Upload what waits still, for at most ``timeout_s``, and return the names of what could not be."""
-        with self._changed:
-            self._closing, self._retry_at, self._backoff_s = True, 0.0, 0.0
-            self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-        with self._changed:
-            self._aborted = True
-            self._changed.notify_all()
-            return [*self._files, *(point_name(step) for step in self._points)]
+        self._backoff = Backoff(longest_s=MAX_CLOSING_BACKOFF_S)
+        self._closing = True
+        self._woken.set()
+        if self._thread is None:
+            return []
+        self._thread.join(timeout_s)
+        self._aborted = True
+        self._woken.set()
+        return self.lacking()
 
-    def points(self) -> list[RemotePoint]:
-        """List the points, complete or not, newest first.
+    def whole_points(self) -> set[PointName]:
+        """Return the points in S3 that were uploaded to their end.
+
+        None, with a warning, if S3 does not answer but there are points on this machine.
 
         Raises:
-            StorageError: S3 cannot be reached or refuses.
+            StorageError: S3 cannot be reached or refuses, and there is no point on this machine.
         """
-        with self._connection() as client:
-            return self._list_points(client)
+        try:
+            with self._connection() as client:
+                points = self._list_points(client)
+        except StorageError as error:
+            if not self.local.names():
+                raise
+            logger.warning("taking the newest point on this machine, since S3 does not answer: %s", error)
+            return set()
+        for name in points:
+            if MANIFEST_NAME not in points[name]:
+                logger.warning("%s: skipping %s, which was not uploaded to its end", self.uri, name)
+        return {name for name in points if MANIFEST_NAME in points[name]}
 
-    def download(self, remote: RemotePoint) -> ResumePoint:
+    def download(self, point: PointName) -> ResumePoint:
         """Make a remote point a local one. What an earlier call got is not downloaded again.
 
         Raises:
             ManifestError: it is incomplete or damaged.
             StorageError: S3 cannot be reached or refuses, or the disk is full.
         """
-        directory = self.local.root / f"{DOWNLOAD}{remote.name}"
-        with self._connection() as client:
-            text, manifest = self._read_manifest(client, remote)
-            for name, entry in manifest.files.items():
-                self._check_listed(remote, name, entry.size)
-                path = directory / name
-                if path.is_file() and path.stat().st_size == entry.size and sha256_file(path) == entry.sha256:
-                    continue
-                path.parent.mkdir(parents=True, exist_ok=True)
-                client.download_file(self.bucket, f"{self.prefix}{remote.name}/{name}", os.fspath(path))
-            directory.mkdir(parents=True, exist_ok=True)
-            write_atomic(directory / MANIFEST_NAME, text)
-            try:
+        directory = self.local.root / f"{DOWNLOAD}{point}"
+        try:
+            with self._connection() as client:
+                self._get(client, f"{point}/{MANIFEST_NAME}", directory / MANIFEST_NAME)
+                for name, entry in read_manifest(directory, "resume", verify=False).files.items():
+                    path = directory / name
+                    if not (path.is_file() and sha256_file(path) == entry.sha256):
+                        self._get(client, f"{point}/{name}", path)
                 read_manifest(directory, "resume")
-            except ManifestError:
-                shutil.rmtree(directory, ignore_errors=True)
-                raise
-            return read_point(self.local.install(directory, remote.step), verify=False)
+                self._uploaded.add(point)
+                return read_point(self.local.install(directory, point), verify=False)
+        except ManifestError:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
 
     def fetch_shared(self, directory: Path, accept: Callable[[str], bool]) -> list[str]:
         """Download the shared files whose names ``accept`` takes into ``directory`` and return their names.
@@ -158,118 +142,83 @@ class S3Mirror:
         """
         prefix = f"{self.prefix}{SHARED}/"
         with self._connection() as client:
-            names = [item["Key"].removeprefix(prefix) for item in self._list(client, prefix)]
+            names = [item["Key"].removeprefix(prefix) for item in list_objects(client, self.bucket, prefix)]
             names = [name for name in names if accept(name)]
             for name in names:
                 check_file_name(f"{self.uri}/{SHARED}", name)
-                path = directory / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                client.download_file(self.bucket, prefix + name, os.fspath(path))  # atomic: a temporary file, a rename
+                self._get(client, f"{SHARED}/{name}", directory / name)
         return names
 
     # --- what the background thread does -----------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while self._wait():
+        while not self._aborted:
+            self._woken.clear()
+            pause_s = None  # until something is offered
             try:
                 with self._connection() as client:
                     self._upload_all(client)
+                if self._closing and not self._woken.is_set():
+                    return
             except ProGRPOError as error:
-                self._count_failure(str(error))
+                pause_s = self._pause_after(str(error))
             except Exception as error:  # a bug here must neither end the thread silently nor the training
                 logger.exception("copying to %s failed", self.uri)
-                self._count_failure(repr(error))
+                pause_s = self._pause_after(repr(error))
+            self._woken.wait(pause_s)
 
-    def _wait(self) -> bool:
-        """Wait until there is something to do; False: end."""
-        with self._changed:
-            while not self._aborted:
-                pause_s = self._retry_at - time.monotonic()
-                if not self._files and not self._points:
-                    if self._closing:
-                        return False
-                    self._changed.wait()
-                elif pause_s > 0:
-                    self._changed.wait(pause_s)
-                else:
-                    return True
-            return False
-
-    def _count_failure(self, reason: str) -> None:
-        with self._changed:
+    def _pause_after(self, reason: str) -> float | None:
+        """Count a failure, unless the run ended meanwhile, and return how long to wait before the next attempt."""
+        with self._lock:
             self._uploading = None
-            if self._aborted:
-                return
-            self.num_failures += 1
-            longest_s = MAX_CLOSING_BACKOFF_S if self._closing else MAX_BACKOFF_S
-            self._backoff_s = min(max(2 * self._backoff_s, 1), longest_s)
-            self._retry_at = time.monotonic() + self._backoff_s
+        if self._aborted:
+            return 0.0
+        pause_s = self._backoff.pause_s()
+        self.num_failures += 1
         logger.warning(
-            "cannot copy the state to S3 (failure %d, next try in %d s): %s", self.num_failures, self._backoff_s, reason
+            "cannot copy the state to S3 (failure %d, next try in %d s): %s", self.num_failures, pause_s, reason
         )
+        return pause_s
 
     def _upload_all(self, client: Any) -> None:
         while not self._aborted:
-            with self._changed:
-                name, token = next(iter(self._files.items()), (None, None))
-                step, point_token = next(iter(self._points.items()), (None, None))
-                self._uploading = step if name is None else None
-            if name is not None:
-                self._upload_shared(client, name, token)
-            elif step is not None:
-                self._upload_point(client, step, point_token)
-            else:
+            for name, path in self.local.shared().items():
+                self._upload_shared(client, name, path)
+                self._backoff.reset()
+            with self._lock:  # so that what is chosen is not removed
+                point = self._uploading = next(iter(self._waiting()), None)
+            if point is None:
                 return
-            self._backoff_s = 0.0
+            self._upload_point(client, point)
+            with self._lock:
+                self._uploading = None
+                self._uploaded.add(point)
+            self._backoff.reset()
+            self._prune(client, point)
 
-    def _upload_shared(self, client: Any, name: str, token: object) -> None:
-        path = self.local.root / SHARED / name
-        try:
-            with path.open("rb") as file:
-                sent = os.fstat(file.fileno())
-                self._put(client, file, f"{SHARED}/{name}")
-            now = path.stat()
-            if os.path.samestat(sent, now) and sent.st_mtime_ns == now.st_mtime_ns:  # not replaced meanwhile
-                path.unlink()  # here it only waited
-        except FileNotFoundError:
-            logger.warning("%s is gone before it was copied to %s", path, self.uri)
-        with self._changed:
-            if self._files.get(name) is token:
-                del self._files[name]
+    def _waiting(self) -> list[PointName]:
+        """Return the points to upload, the newest first."""
+        return sorted(self.local.to_keep(1, self.keep_best) - self._uploaded, reverse=True)
 
-    def _upload_point(self, client: Any, step: int, token: object) -> None:
-        name = None
-        try:
-            name = self._upload_files(client, step)
-        except FileNotFoundError:  # replaced by a newer point of its step, which is offered next
-            logger.warning("%s was removed before it was copied to %s", point_name(step), self.uri)
-        with self._changed:
-            self._uploading = None
-            if self._points.get(step) is token:
-                del self._points[step]
-        if name is not None:
-            self._prune(client, name)
+    def _upload_shared(self, client: Any, name: str, path: Path) -> None:
+        with path.open("rb") as file:
+            sent = os.fstat(file.fileno())
+            self._put(client, file, f"{SHARED}/{name}")  # which closes it
+        now = path.stat()
+        if os.path.samestat(sent, now) and sent.st_mtime_ns == now.st_mtime_ns:  # not replaced meanwhile
+            path.unlink()  # here it only waited
 
-    def _upload_files(self, client: Any, step: int) -> str:
-        # By descriptor: should the directory be replaced meanwhile, these are its files still, or there are none.
-        directory = os.open(self.local.path(step), os.O_RDONLY)
-        try:
-            with _open_in(directory, MANIFEST_NAME) as file:
-                manifest = Manifest.model_validate_json(file.read())
-            name = f"{point_name(step)}-{manifest.digest[:16]}"
-            listed = {item["Key"]: item["Size"] for item in self._list(client, f"{self.prefix}{name}/")}
-            if f"{self.prefix}{name}/{MANIFEST_NAME}" not in listed or name in self.damaged:
-                for path, entry in manifest.files.items():
-                    # The prefix holds these contents only, so an object of that size is whole and need not be sent.
-                    if listed.get(f"{self.prefix}{name}/{path}") != entry.size or name in self.damaged:
-                        with _open_in(directory, path) as file:
-                            self._put(client, file, f"{name}/{path}")
-                with _open_in(directory, MANIFEST_NAME) as file:
-                    self._put(client, file, f"{name}/{MANIFEST_NAME}")
-                self.damaged.discard(name)
-            return name
-        finally:
-            os.close(directory)
+    def _upload_point(self, client: Any, point: PointName) -> None:
+        directory = self.local.path(point)
+        manifest = read_manifest(directory, "resume", verify=False)
+        prefix = f"{self.prefix}{point}/"
+        listed = {item["Key"].removeprefix(prefix): item["Size"] for item in list_objects(client, self.bucket, prefix)}
+        if MANIFEST_NAME not in listed:
+            # The prefix holds these contents only, so an object of the right size is whole and need not be sent.
+            missing = [name for name, entry in manifest.files.items() if listed.get(name) != entry.size]
+            for name in (*missing, MANIFEST_NAME):
+                with (directory / name).open("rb") as file:
+                    self._put(client, file, f"{point}/{name}")
 
     def _put(self, client: Any, file: BinaryIO, name: str) -> None:
         def stop(_: int) -> None:
@@ -278,29 +227,17 @@ class S3Mirror:
 
         client.upload_fileobj(file, self.bucket, f"{self.prefix}{name}", Callback=stop)
 
-    def _prune(self, client: Any, uploaded: str) -> None:
+    def _prune(self, client: Any, uploaded: PointName) -> None:
         """Remove what is not to be kept: the manifest first, so that what is left of a point is not taken for one."""
         points = self._list_points(client)
-        newest = {point.step: point for point in reversed(points) if point.complete and self._is_sound(client, point)}
-        kept = points_to_keep(
-            {step: self._scores[point.name] for step, point in newest.items()}, self.keep_last, self.keep_best
-        )
-        names = {newest[step].name for step in kept} | {uploaded}
-        for point in points:
-            age_s = (datetime.now(UTC) - point.modified).total_seconds()
-            if point.name in names or (not point.complete and age_s < ABANDONED_AFTER_S):
-                continue
-            for file in sorted(point.sizes, key=lambda file: file != MANIFEST_NAME):
-                client.delete_object(Bucket=self.bucket, Key=f"{self.prefix}{point.name}/{file}")
-            self.damaged.discard(point.name)
-
-    def _is_sound(self, client: Any, point: RemotePoint) -> bool:
-        if point.name not in self._scores and point.name not in self.damaged:
-            try:
-                self._scores[point.name] = self._read_manifest(client, point)[1].metadata.get("score")
-            except ManifestError:
-                self.damaged.add(point.name)
-        return point.name not in self.damaged
+        whole = {name for name, files in points.items() if MANIFEST_NAME in files} - self.local.damaged
+        kept = points_to_keep(whole, self.keep_last, self.keep_best) | {uploaded}
+        for name in points.keys() - kept:
+            files = points[name]
+            age = datetime.now(UTC) - max(item["LastModified"] for item in files.values())
+            if MANIFEST_NAME in files or age.total_seconds() >= ABANDONED_AFTER_S:
+                for file in sorted(files, key=lambda file: file != MANIFEST_NAME):
+                    client.delete_object(Bucket=self.bucket, Key=files[file]["Key"])
 
     # --- reading S3 --------------------------------------------------------------------------------------------------
 
@@ -314,47 +251,20 @@ class S3Mirror:
             self._client = None  # the next may find other credentials
             raise
 
-    def _list(self, client: Any, prefix: str) -> Iterator[dict[str, Any]]:
-        for page in client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
-            yield from page.get("Contents", ())
-
-    def _list_points(self, client: Any) -> list[RemotePoint]:
-        found: dict[str, dict[str, dict[str, Any]]] = {}
-        for item in self._list(client, f"{self.prefix}step_"):
+    def _list_points(self, client: Any) -> dict[PointName, dict[str, dict[str, Any]]]:
+        """Return what S3 says of each file of each point, complete or not."""
+        found: dict[PointName, dict[str, dict[str, Any]]] = {}
+        for item in list_objects(client, self.bucket, f"{self.prefix}step_"):
             name, _, file = item["Key"].removeprefix(self.prefix).partition("/")
-            found.setdefault(name, {})[file] = item
-        points = []
-        for name, files in found.items():
-            match = re.fullmatch(r"step_(\d{7,})-[0-9a-f]{16}", name)
-            if match:
-                dated = [files[MANIFEST_NAME]] if MANIFEST_NAME in files else files.values()
-                modified = max(item["LastModified"] for item in dated)
-                sizes = {file: item["Size"] for file, item in files.items()}
-                points.append(RemotePoint(name, int(match[1]), sizes, modified))
-        return sorted(points, key=lambda point: (point.step, point.modified), reverse=True)
+            if (point := PointName.of(name)) is not None:
+                found.setdefault(point, {})[file] = item
+        return found
 
-    def _read_manifest(self, client: Any, point: RemotePoint) -> tuple[str, Manifest]:
-        where = f"{self.uri}: {point.name}/{MANIFEST_NAME}"
+    def _get(self, client: Any, name: str, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            body = client.get_object(Bucket=self.bucket, Key=f"{self.prefix}{point.name}/{MANIFEST_NAME}")[
-                "Body"
-            ].read()
-            return body.decode(), Manifest.model_validate_json(body)
-        except client.exceptions.NoSuchKey:
-            raise ManifestError(f"{where} is gone: another run removed it.") from None
-        except (ValidationError, UnicodeDecodeError) as error:
-            raise ManifestError(f"{where} is not a valid manifest: {error}") from None
-
-    def _check_listed(self, point: RemotePoint, name: str, size: int) -> None:
-        """Refuse a file that need not be downloaded to be found wanting."""
-        try:
-            check_file_name(self.uri, name)
-        except StorageError as error:
-            raise ManifestError(str(error)) from None
-        if point.sizes.get(name) != size:
-            found = f"{point.sizes[name]} bytes" if name in point.sizes else "missing"
-            raise ManifestError(f"{self.uri}: {point.name}/{name} is {found}; its manifest lists {size} bytes.")
-
-
-def _open_in(directory: int, name: str) -> BinaryIO:
-    return os.fdopen(os.open(name, os.O_RDONLY, dir_fd=directory), "rb")
+            client.download_file(self.bucket, f"{self.prefix}{name}", os.fspath(path))  # and a rename when it is whole
+        except client.exceptions.ClientError as error:
+            if error.response["Error"]["Code"] == "404":
+                raise ManifestError(f"{self.uri}/{name} is gone: another run removed it.") from None
+            raise

@@ -10,32 +10,47 @@ import os
 import re
 import shutil
 import socket
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from progrpo.errors import ManifestError, StorageError
-from progrpo.manifest import Manifest, read_manifest, write_manifest
+from progrpo.manifest import read_manifest, replacing, sync, write_manifest
 
 logger = logging.getLogger(__name__)
 
 SHARED = "shared"
-WRITING, REPLACED, REMOVED, DOWNLOAD = ".writing-", ".replaced-", ".removed-", ".download-"
-"""Hidden directories: a point being written, replaced by a new one of its step, removed, or downloaded."""
+UNFINISHED, DOWNLOAD = ".unfinished-", ".download-"
+"""Hidden directories: a point that is being written or removed, and one that is being downloaded."""
 
 
-def point_name(step: int) -> str:
-    """Return the directory name of a step's point; names sort like steps up to ten million."""
-    return f"step_{step:07d}"
+class PointName(NamedTuple):
+    """Name of a point's directory: enough to choose among points. No two are alike, so nothing is written over."""
 
+    step: int
+    text: str
+    """``step_0000040-20261231T235959.123456-score0.5``, the time in UTC; names of a step sort by it."""
+    score: float | None
+    """Higher is better; None if it was not measured."""
 
-def point_step(name: str) -> int | None:
-    """Return the step a directory name stands for, None if it is no point's."""
-    match = re.fullmatch(r"step_(\d{7,})", name)
-    return int(match[1]) if match else None
+    @classmethod
+    def new(cls, step: int, score: float | None) -> PointName:
+        """Return the name of a point that is saved now."""
+        measured = score if score is not None and math.isfinite(score) else None
+        suffix = "" if measured is None else f"-score{measured!r}"
+        return cls(step, f"step_{step:07d}-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}{suffix}", measured)
+
+    @classmethod
+    def of(cls, text: str) -> PointName | None:
+        """Read a name; None if it is no point's."""
+        match = re.fullmatch(r"step_(\d{7,})(?:-[0-9a-fT.]+)?(?:-score(-?\d+(?:\.\d+)?(?:e[-+]\d+)?))?", text)
+        return cls(int(match[1]), text, float(match[2]) if match[2] else None) if match else None
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True)
@@ -44,23 +59,12 @@ class ResumePoint:
 
     step: int
     directory: Path
-    manifest: Manifest
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """What the run was: see :func:`progrpo.training.state.store.check_fingerprint`."""
-        return self.manifest.config
-
-    @property
-    def score(self) -> float | None:
-        """Higher is better; None if it was not measured."""
-        score: float | None = self.manifest.metadata.get("score")
-        return score
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """What the caller gave, and ``step``, ``score`` and ``writer``."""
-        return self.manifest.metadata
+    score: float | None
+    """Higher is better; None if it was not measured."""
+    fingerprint: dict[str, Any]
+    """What the run was: see :func:`progrpo.training.state.store.check_fingerprint`."""
+    metadata: dict[str, Any]
+    """``step``, and the ``writer`` by ``host`` and ``pid``."""
 
 
 def read_point(directory: Path, *, verify: bool = True) -> ResumePoint:
@@ -73,25 +77,23 @@ def read_point(directory: Path, *, verify: bool = True) -> ResumePoint:
         manifest = read_manifest(directory, "resume", verify=verify)
     except OSError as error:  # a disk that fails to read, or a point that another process removes meanwhile
         raise ManifestError(f"{directory} cannot be read: {error}. Copy or make the artifact again.") from None
-    step = manifest.metadata.get("step")
-    if not isinstance(step, int) or step != point_step(directory.name):
+    step, name = manifest.metadata.get("step"), PointName.of(directory.name)
+    if name is None or step != name.step:
         raise ManifestError(f"{directory} says that it is of step {step}. Give the directory its name back.")
-    return ResumePoint(step, directory, manifest)
+    return ResumePoint(step, directory, name.score, manifest.config, manifest.metadata)
 
 
-def points_to_keep(scores: Mapping[int, float | None], keep_last: int, keep_best: bool) -> set[int]:
-    """Return the steps to keep: the newest, and the best (of equal ones the newest) if asked for.
+def points_to_keep(names: Iterable[PointName], keep_last: int, keep_best: bool) -> set[PointName]:
+    """Return the points to keep: of the newest steps, and the best (of equal ones the newest) if asked for.
 
     Args:
-        scores: score by step.
+        names: of all points; of those of one step the newest counts.
         keep_last: how many of the newest.
         keep_best: whether to keep the one with the highest score, too.
     """
-    kept = set(sorted(scores)[-keep_last:])
-    scored = {step: score for step, score in scores.items() if score is not None}
-    if keep_best and scored:
-        kept.add(max(scored, key=lambda step: (scored[step], step)))
-    return kept
+    newest = list({name.step: name for name in sorted(names)}.values())
+    scored = [(name.score, name) for name in newest if name.score is not None]
+    return {*newest[-keep_last:], *([max(scored)[1]] if keep_best and scored else [])}
 
 
 class PointDirectory:
@@ -99,106 +101,81 @@ class PointDirectory:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.damaged: set[PointName] = set()
+        """Those of which no valid copy was found, here or in S3."""
 
-    def steps(self) -> list[int]:
-        """Return the steps of all points, valid or not, newest first."""
-        steps = (point_step(path.name) for path in self.root.iterdir() if path.is_dir())
-        return sorted((step for step in steps if step is not None), reverse=True)
+    def names(self) -> list[PointName]:
+        """Return the names of all points, valid or not, oldest first."""
+        return sorted(name for path in self.root.iterdir() if (name := PointName.of(path.name)) is not None)
 
-    def path(self, step: int) -> Path:
-        """Return the directory of a step's point, which may not exist."""
-        return self.root / point_name(step)
+    def to_keep(self, keep_last: int, keep_best: bool) -> set[PointName]:
+        """Return what :func:`points_to_keep` says of the points that are not damaged."""
+        return points_to_keep(set(self.names()) - self.damaged, keep_last, keep_best)
+
+    def path(self, name: PointName) -> Path:
+        """Return the directory of a point, which may not exist."""
+        return self.root / str(name)
 
     def clean(self) -> None:
         """Remove what a dead writer left behind. Only its successor may do this."""
-        for path in self.root.glob(".*"):
-            name = path.name
-            if name.startswith(REPLACED):  # killed between the two renames of write()
-                target = self.root / name.removeprefix(REPLACED)
-                if not target.exists():
-                    path.replace(target)
-                    continue
-            if name.startswith((WRITING, REPLACED, REMOVED)):
-                logger.warning("removing %s, which an earlier run did not finish", path)
-                shutil.rmtree(path, ignore_errors=True)
+        for path in self.root.glob(f"{UNFINISHED}*"):
+            logger.warning("removing %s, which an earlier run did not finish", path)
+            shutil.rmtree(path, ignore_errors=True)
         for path in (self.root / SHARED).rglob(".*.tmp"):
             path.unlink(missing_ok=True)
 
-    def write(
-        self,
-        step: int,
-        write: Callable[[Path], None],
-        fingerprint: Mapping[str, Any],
-        score: float | None,
-        metadata: Mapping[str, Any],
-    ) -> ResumePoint:
+    def write(self, name: PointName, write: Callable[[Path], None], fingerprint: Mapping[str, Any]) -> ResumePoint:
         """Write a point: files, manifest, rename, each on the disk before the next.
 
         Raises:
             StorageError: the disk is full or refuses; nothing of the point is left then.
         """
         config = as_json(fingerprint)
-        facts = as_json(metadata) | {
-            "step": step,
-            "score": score if score is not None and math.isfinite(score) else None,
-            "writer": {"host": socket.gethostname(), "pid": os.getpid()},
-        }
-        with self._refusals_explained(f"the state of step {step}"):
-            temporary = Path(tempfile.mkdtemp(prefix=f"{WRITING}{point_name(step)}-", dir=self.root))
+        facts = {"step": name.step, "writer": {"host": socket.gethostname(), "pid": os.getpid()}}
+        temporary = self.root / f"{UNFINISHED}{name}"
+        with self.refusals_explained(f"the state of step {name.step}"):
             try:
-                temporary.chmod(0o755)
+                temporary.mkdir()
                 write(temporary)
                 for path in sorted(temporary.rglob("*")):
                     sync(path)
-                manifest = write_manifest(temporary, "resume", config=config, metadata=facts)
+                write_manifest(temporary, "resume", config=config, metadata=facts)
                 sync(temporary)
-                return ResumePoint(step, self.install(temporary, step), manifest)
+                return read_point(self.install(temporary, name), verify=False)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
 
-    def install(self, finished: Path, step: int) -> Path:
-        """Make a finished directory the point of its step and return its place."""
-        target, replaced = self.path(step), self.root / f"{REPLACED}{point_name(step)}"
-        if target.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-            target.replace(replaced)
-        try:
-            finished.replace(target)
-        except OSError:
-            if replaced.exists():
-                replaced.replace(target)
-            raise
+    def install(self, finished: Path, name: PointName) -> Path:
+        """Make a finished directory a point and return its place; a damaged one of that name is replaced."""
+        self.remove(name)
+        finished.replace(self.path(name))
         sync(self.root)
-        shutil.rmtree(replaced, ignore_errors=True)
-        return target
+        return self.path(name)
 
-    def remove(self, step: int) -> None:
-        """Remove a point; a kill in between leaves nothing that looks like one."""
-        removed = self.root / f"{REMOVED}{point_name(step)}"
+    def remove(self, name: PointName) -> None:
+        """Remove a point, if it is there; a kill in between leaves nothing that looks like one."""
+        removed = self.root / f"{UNFINISHED}{name}"
         try:
-            self.path(step).replace(removed)
+            self.path(name).replace(removed)
+        except FileNotFoundError:
+            return
         except OSError as error:  # the next pruning tries again
-            logger.warning("cannot remove %s: %s", self.path(step), error)
+            logger.warning("cannot remove %s: %s", self.path(name), error)
         shutil.rmtree(removed, ignore_errors=True)
 
-    def add_shared(self, path: Path, name: str) -> Path:
-        """Copy a file to ``shared/<name>``, atomically.
-
-        Raises:
-            StorageError: the disk is full or refuses.
-        """
-        with self._refusals_explained(name):
-            return copy_atomic(path, self.root / SHARED / name)
-
-    def shared(self) -> Iterator[tuple[str, Path]]:
-        """Yield name and path of every shared file."""
+    def shared(self) -> dict[str, Path]:
+        """Return the path of every shared file by its name."""
         root = self.root / SHARED
-        for path in sorted(root.rglob("*")):
-            if path.is_file() and not path.name.startswith("."):
-                yield path.relative_to(root).as_posix(), path
+        paths = (path for path in sorted(root.rglob("*")) if path.is_file() and not path.name.startswith("."))
+        return {path.relative_to(root).as_posix(): path for path in paths}
 
     @contextmanager
-    def _refusals_explained(self, what: str) -> Iterator[None]:
+    def refusals_explained(self, what: str) -> Iterator[None]:
+        """Say what to do where the disk is full or refuses.
+
+        Raises:
+            StorageError: instead of the disk's own error.
+        """
         try:
             yield
         except Exception as error:
@@ -238,24 +215,9 @@ def as_json(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return document
 
 
-def sync(path: Path) -> None:
-    """Wait until a file or a directory's entries are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def copy_atomic(source: Path, target: Path) -> Path:
+def copy_atomic(source: Path, target: Path) -> None:
     """Copy a file so that ``target`` is the old one or the whole new one, also after a power cut."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(target) as temporary:
         shutil.copyfile(source, temporary)
-        sync(temporary)
-        temporary.replace(target)
-        sync(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target
+    sync(target.parent)

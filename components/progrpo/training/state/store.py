@@ -7,23 +7,24 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
+from progrpo.config.merging import flatten
 from progrpo.errors import ManifestError, StateError, StorageError
-from progrpo.storage import check_file_name, make_directory
+from progrpo.storage import check_file_name, local_path, make_directory
 from progrpo.training.state.lock import DirectoryLock
-from progrpo.training.state.mirror import RemotePoint, S3Mirror
+from progrpo.training.state.mirror import S3Mirror
 from progrpo.training.state.points import (
     DOWNLOAD,
+    SHARED,
     PointDirectory,
+    PointName,
     ResumePoint,
     as_json,
     copy_atomic,
-    points_to_keep,
     read_point,
 )
 
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class StateStore:
-    """Resume points of one run: ``step_0000040/`` with a manifest, and ``shared/`` with files that all points share.
+    """Resume points of one run: ``step_0000040-TIME/`` with a manifest, and ``shared/`` with files that all share.
 
     **A directory.** One process at a time holds it, by a lock that ends with the process. A kill at any moment leaves
     every older point whole; what a dead writer left half-written is removed when its successor starts.
@@ -39,9 +40,9 @@ class StateStore:
     **S3.** A point is saved in ``scratch`` and copied from there by one background thread, files first and the manifest
     last; a newer point takes the place of one that waits still. Training neither waits for S3 nor fails with it. The
     lock guards the scratch directory of one machine only. Should two machines write to one prefix (a pod that dies
-    slowly and the one in its place), each point is whole all the same, since its objects lie under the digest of its
-    contents; of two points of a step the one uploaded last counts, the manifest's ``writer`` says whose it is, and both
-    prune by the same rule. Leftovers of a dead writer are removed once they are an hour old.
+    slowly and the one in its place), each point is whole all the same, since its objects lie under a name of its own;
+    of two points of a step the one saved last counts, the manifest's ``writer`` says whose it is, and both prune by the
+    same rule. Leftovers of a dead writer are removed once they are an hour old.
     """
 
     def __init__(
@@ -74,18 +75,20 @@ class StateStore:
             if scratch is None:
                 scratch = self._temporary = Path(tempfile.mkdtemp(prefix="progrpo-state-"))
             root = scratch / f"state-{hashlib.sha256(uri.rstrip('/').encode()).hexdigest()[:16]}"
+        elif (path := local_path(uri)) is not None:
+            root = path.expanduser().absolute()
         else:
-            root = _local_path(uri)
+            raise StorageError(
+                f"{uri.partition('://')[0]}:// is no place for a run's state. Allowed: a local path, file:///PATH or "
+                f"s3://BUCKET/PREFIX."
+            )
         self._local = PointDirectory(root)
         self._mirror = S3Mirror(uri, self._local, keep_last=keep_last, keep_best=keep_best) if is_remote else None
         make_directory(root, name=uri if not is_remote else str(root))
-        self._damaged: set[int] = set()
         self._closed = False
         self._lock = DirectoryLock(root, timeout_s=lock_timeout_s)
         if self._lock.exclusive:
             self._local.clean()
-        if self._mirror is not None:
-            self._mirror.offer(files=[name for name, _ in self._local.shared()])
 
     # --- saving ------------------------------------------------------------------------------------------------------
 
@@ -96,7 +99,6 @@ class StateStore:
         *,
         fingerprint: Mapping[str, Any],
         score: float | None = None,
-        metadata: Mapping[str, Any] | None = None,
     ) -> ResumePoint:
         """Save a point, then remove those that need not be kept.
 
@@ -105,7 +107,6 @@ class StateStore:
             write: fills the directory it is given; other processes of the run may write there too, before it returns.
             fingerprint: what the run is, JSON-serialisable, without secrets; see :func:`check_fingerprint`.
             score: of the policy, higher is better; absent or not finite: not measured.
-            metadata: facts worth showing beside the point.
 
         Returns:
             The point, on the disk; for S3, on the scratch disk and on its way.
@@ -113,17 +114,15 @@ class StateStore:
         Raises:
             StorageError: the disk is full or refuses. Older points are untouched, and training may go on.
         """
-        point = self._local.write(step, write, fingerprint, score, metadata or {})
-        self._damaged.discard(step)
-        scores = dict(self._scores())
-        kept = points_to_keep(scores, self.keep_last, self.keep_best) | {step}
+        new = PointName.new(step, score)
+        point = self._local.write(new, write, fingerprint)
+        kept = {new, *self._local.to_keep(self.keep_last, self.keep_best)}
         if self._mirror is not None:
-            best = points_to_keep(scores, 1, self.keep_best) - {max(scores), step}
-            self._mirror.offer(points=[step, *best])
-            kept |= self._mirror.busy_points()
-        for other in self._local.steps():
-            if other not in kept:
-                self._local.remove(other)
+            self._mirror.wake()
+            kept.add(self._mirror.uploading() or new)
+        for name in self._local.names():
+            if name not in kept:
+                self._local.remove(name)
         return point
 
     def add_shared(self, path: Path, name: str) -> None:
@@ -137,9 +136,10 @@ class StateStore:
             StorageError: the disk is full or refuses, or an unsafe name.
         """
         check_file_name(self.uri, name)
-        self._local.add_shared(path, name)
+        with self._local.refusals_explained(name):
+            copy_atomic(path, self._local.root / SHARED / name)
         if self._mirror is not None:
-            self._mirror.offer(files=[name])
+            self._mirror.wake()
 
     @property
     def num_upload_failures(self) -> int:
@@ -190,13 +190,15 @@ class StateStore:
             StateError: there are points, but none is valid.
             StorageError: S3 cannot be reached or refuses, and there is no point on this machine.
         """
+        remotes = set() if self._mirror is None else self._mirror.whole_points()
         reasons = []
-        for step, remote in self._candidates():
+        for name in sorted({*self._local.names(), *remotes}, reverse=True):
             try:
-                point = self._read(step, remote)
+                point = self._read(name, name in remotes)
             except ManifestError as error:
+                self._local.damaged.add(name)
                 reasons.append(str(error))
-                logger.warning("skipping the resume point of step %d: %s", step, error)
+                logger.warning("skipping the resume point of step %d: %s", name.step, error)
                 continue
             for path in self._local.root.glob(f"{DOWNLOAD}*"):
                 shutil.rmtree(path, ignore_errors=True)
@@ -208,41 +210,16 @@ class StateStore:
             )
         return None
 
-    def _candidates(self) -> list[tuple[int, RemotePoint | None]]:
-        """Return what may be a point, newest first; at equal steps the local one, then the newest upload."""
-        remotes: list[RemotePoint] = []
-        if self._mirror is not None:
-            try:
-                remotes = self._mirror.points()
-            except StorageError as error:
-                if not self._local.steps():
-                    raise
-                logger.warning("taking the newest point on this machine, since S3 does not answer: %s", error)
-        candidates: list[tuple[int, RemotePoint | None]] = [(step, None) for step in self._local.steps()]
-        for remote in remotes:
-            if remote.complete:
-                candidates.append((remote.step, remote))
-            else:
-                logger.warning("%s: skipping %s, which was not uploaded to its end", self.uri, remote.name)
-        return sorted(candidates, key=lambda candidate: -candidate[0])
-
-    def _read(self, step: int, remote: RemotePoint | None) -> ResumePoint:
-        if remote is None:
-            try:
-                point = read_point(self._local.path(step))
-            except ManifestError:
-                self._damaged.add(step)
-                raise
-            if self._mirror is not None:
-                self._mirror.offer(points=[step])  # nothing is sent if it is there already
-            return point
-        assert self._mirror is not None
+    def _read(self, name: PointName, is_remote: bool) -> ResumePoint:
+        """Read a point: the local one if it is there and whole, else the one in S3."""
         try:
-            point = self._mirror.download(remote)
+            point = read_point(self._local.path(name))
         except ManifestError:
-            self._mirror.damaged.add(remote.name)
-            raise
-        self._damaged.discard(step)
+            if self._mirror is None or not is_remote:
+                raise
+            return self._mirror.download(name)
+        if self._mirror is not None:
+            self._mirror.wake()  # nothing is sent if it is there already
         return point
 
     def fetch_shared(self, directory: Path, accept: Callable[[str], bool]) -> list[str]:
@@ -259,7 +236,7 @@ class StateStore:
             StorageError: S3 cannot be reached or refuses, or the disk is full.
         """
         names = set()
-        for name, path in self._local.shared():
+        for name, path in self._local.shared().items():
             if accept(name):
                 try:
                     copy_atomic(path, directory / name)
@@ -271,15 +248,6 @@ class StateStore:
         if self._mirror is not None:
             names |= set(self._mirror.fetch_shared(directory, lambda name: name not in names and accept(name)))
         return sorted(names)
-
-    def _scores(self) -> Iterator[tuple[int, float | None]]:
-        """Yield step and score of every point not known to be damaged."""
-        for step in self._local.steps():
-            if step not in self._damaged:
-                try:
-                    yield step, read_point(self._local.path(step), verify=False).score
-                except ManifestError as error:
-                    logger.warning("removing the resume point of step %d: %s", step, error)
 
 
 def check_fingerprint(point: ResumePoint, expected: Mapping[str, Any], *, free: Collection[str] = ()) -> None:
@@ -293,7 +261,7 @@ def check_fingerprint(point: ResumePoint, expected: Mapping[str, Any], *, free: 
     Raises:
         StateError: naming each key that differs, with both values.
     """
-    saved, given = dict(_leaves(point.fingerprint)), dict(_leaves(as_json(expected)))
+    saved, given = flatten(point.fingerprint), flatten(as_json(expected))
     differing = [
         f"{key} was {_shown(saved, key)[:200]} and is {_shown(given, key)[:200]} now"
         for key in sorted({*saved, *given})
@@ -307,25 +275,5 @@ def check_fingerprint(point: ResumePoint, expected: Mapping[str, Any], *, free: 
         )
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for name, item in value.items():
-            yield from _leaves(item, f"{key}.{name}" if key else name)
-    else:
-        yield key, value
-
-
 def _shown(values: Mapping[str, Any], key: str) -> str:
     return json.dumps(values[key], sort_keys=True) if key in values else "absent"
-
-
-def _local_path(uri: str) -> Path:
-    scheme, separator, _ = uri.partition("://")
-    if not separator:
-        return Path(uri).expanduser().absolute()
-    if scheme == "file" and urlsplit(uri).netloc in ("", "localhost") and urlsplit(uri).path:
-        return Path(unquote(urlsplit(uri).path))
-    raise StorageError(
-        f"{scheme}:// is no place for a run's state, or not written in full. Allowed: a local path, file:///PATH or "
-        f"s3://BUCKET/PREFIX."
-    )
