@@ -169,6 +169,11 @@ class Comparison(_Frozen):
     warnings: tuple[str, ...]
     gate: GateResult | None = Field(None, description="None: no rules were given")
 
+    @property
+    def arm_names(self) -> tuple[str, ...]:
+        """Names of the arms, in their order."""
+        return tuple(arm.name for arm in self.arms)
+
     def arm(self, name: str) -> ArmResult:
         """Return the arm called ``name``."""
         return next(arm for arm in self.arms if arm.name == name)
