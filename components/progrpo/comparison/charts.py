@@ -17,10 +17,11 @@ import numpy as np
 
 from progrpo.comparison.curves import logged_metrics, training_curves
 from progrpo.comparison.palette import Look, looks
-from progrpo.comparison.result import Comparison, CurvePoint, Estimate
-from progrpo.comparison.sources import Evaluation, Floats, Measured, Training, read_prompts
+from progrpo.comparison.result import Comparison, CurvePoint
+from progrpo.comparison.sources import Evaluation, Floats, Training, read_prompts
 from progrpo.comparison.tables import band_words, label
 from progrpo.config import START
+from progrpo.evaluation.resampling import Interval
 from progrpo.metrics import TRAIN_METRICS, pass_at
 
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -119,7 +120,7 @@ def _bars(comparison: Comparison, metric: str, chart_id: str, title: str) -> Cha
     import plotly.graph_objects as go
 
     styles = looks(comparison.arm_names)
-    estimates: dict[str, Estimate] = {arm.name: arm.metrics[metric] for arm in comparison.arms}
+    estimates: dict[str, Interval] = {arm.name: arm.metrics[metric] for arm in comparison.arms}
     figure = go.Figure()
     for arm, estimate in estimates.items():
         figure.add_bar(
@@ -330,7 +331,7 @@ def add_band(figure: Any, arm: str, x: Sequence[float], low: Sequence[float], hi
     )
 
 
-def error_bars(estimates: Sequence[Estimate | Measured], scale: float = 1, **style: Any) -> dict[str, Any]:
+def error_bars(estimates: Sequence[Interval], scale: float = 1, **style: Any) -> dict[str, Any]:
     """Return the intervals as Plotly's ``error_y``, in ``1 / scale`` of their unit."""
     high = [scale * (estimate.high - estimate.value) for estimate in estimates]
     low = [scale * (estimate.value - estimate.low) for estimate in estimates]

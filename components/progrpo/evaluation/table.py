@@ -37,6 +37,11 @@ class MetricValues:
     bounds: Bounds | None = None
 
     @property
+    def all_denominators(self) -> Array:
+        """The denominators, also where all are 1."""
+        return np.ones(self.numerators.shape) if self.denominators is None else self.denominators
+
+    @property
     def value(self) -> npt.NDArray[np.float64]:
         """The ratio of the sums; nan where all denominators are 0."""
         count = len(self.numerators) if self.denominators is None else self.denominators.sum(0)
