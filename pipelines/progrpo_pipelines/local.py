@@ -21,11 +21,12 @@ from rich.console import Console
 from progrpo.config import FileSource, PreparePipeline
 from progrpo.errors import ConfigError, PipelineError, StorageError
 from progrpo.manifest import write_atomic
+from progrpo.redaction import redact
 from progrpo.storage import localize, make_directory
 from progrpo_components import images
 from progrpo_components.reporting import PROGRESS_DIR
 from progrpo_components.steps import RUN_ID_VARIABLE, RUN_NAME_VARIABLE
-from progrpo_components.tracking import SWITCH, redact
+from progrpo_components.tracking import SWITCH
 from progrpo_pipelines.docker_runner import ContainerSettings, Network, check_images, inputs_of, stop_containers
 from progrpo_pipelines.local_worker import PARAMETERS_NAME
 from progrpo_pipelines.presets import arguments_of

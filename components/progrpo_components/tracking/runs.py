@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from progrpo.redaction import redact
 from progrpo_components.tracking.place import (
     ROLE_TAG,
     RUN_ID_VARIABLE,
@@ -25,7 +26,7 @@ from progrpo_components.tracking.place import (
     plugin_of_task,
     tracking_uri,
 )
-from progrpo_components.tracking.text import describe_error, redact
+from progrpo_components.tracking.text import describe_error
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
