@@ -107,12 +107,12 @@ def run_pipeline(
     started = time.monotonic()
     reader = ProgressReader(Path(environment[PROGRESS_DIR]), in_containers=containers is not None)
     try:
-        with _worker(directory, environment, containers) as worker, open_display(console) as display:
+        with _worker(directory, environment, containers) as worker, open_display(console) as show:
             while worker.poll() is None:
-                display.show(reader.rows())
+                show(reader.rows())
                 _raise_failure(reader, directory)
                 time.sleep(_POLL_S)
-            display.show(reader.rows())
+            show(reader.rows())
             _raise_failure(reader, directory)
             if worker.returncode:
                 raise _failure_in_log(directory / LOG_NAME)
