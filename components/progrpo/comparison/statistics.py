@@ -23,21 +23,16 @@ from progrpo.comparison.result import (
 from progrpo.comparison.sources import Evaluation, Floats, Training
 from progrpo.config import CompareConfig
 from progrpo.evaluation.bootstrap import (
-    Bootstrap,
-    Bounds,
-    Curve,
-    Interval,
     Runs,
-    Term,
     bootstrap_curve,
     bootstrap_curve_difference,
     bootstrap_difference,
-    bootstrap_terms,
     probability_of_superiority,
     spread,
 )
 from progrpo.evaluation.power import PowerNote, power_note
-from progrpo.evaluation.table import curve_ks
+from progrpo.evaluation.resampling import Bootstrap, Bounds, Curve, Interval, Term, bootstrap_terms
+from progrpo.evaluation.table import curve_ks, term
 from progrpo.metrics import pass_at
 
 
@@ -133,7 +128,7 @@ def _points(ks: Sequence[int], curve: Curve) -> Iterator[CurvePoint]:
 
 
 def _power(arm: Sequence[Evaluation], baseline: Sequence[Evaluation], name: str, config: CompareConfig) -> PowerNote:
-    bounds = arm[0].table.values(name).bounds
+    (bounds,) = _bounds(arm, [name])
     return power_note(_runs(arm, name), _runs(baseline, name), bounds=bounds, **bootstrap_of(config))
 
 
@@ -156,10 +151,7 @@ def _estimates(
 
 
 def _term(sign: float, evaluations: Sequence[Evaluation], names: Sequence[str]) -> Term:
-    values = [[evaluation.table.values(name) for name in names] for evaluation in evaluations]
-    num_SPK = np.stack([np.stack([each.numerators for each in row], axis=1) for row in values])
-    den_SPK = np.stack([np.stack([each.all_denominators for each in row], axis=1) for row in values])
-    return Term(sign, num_SPK, den_SPK)
+    return term([evaluation.table for evaluation in evaluations], names, sign)
 
 
 def _bounds(evaluations: Sequence[Evaluation], names: Sequence[str]) -> list[Bounds | None]:
@@ -174,16 +166,11 @@ def contrast(
     With a fraction below 1 this asks how much of the other's value the arm keeps, without dividing by an estimate that
     may be near 0.
     """
-    arms, others = ([evaluation.table.values(name) for evaluation in side] for side in (arm, other))
-    bounds = arms[0].bounds
+    (bounds,) = _bounds(arm, [name])
     if bounds is not None:
         bounds = (min(bounds[0], fraction * bounds[0]), max(bounds[1], fraction * bounds[1]))
-    return bootstrap_difference(
-        [(values.numerators, values.denominators) for values in arms],
-        [(fraction * values.numerators, values.denominators) for values in others],
-        bounds=bounds,
-        **bootstrap_of(config),
-    )
+    scaled = [(fraction * np.asarray(numerators), denominators) for numerators, denominators in _runs(other, name)]
+    return bootstrap_difference(_runs(arm, name), scaled, bounds=bounds, **bootstrap_of(config))
 
 
 def difference_of(interval: Interval) -> Difference:

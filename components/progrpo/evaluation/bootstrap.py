@@ -15,35 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from progrpo.errors import DataError
-from progrpo.evaluation.resampling import (
-    Array,
-    Bootstrap,
-    Bounds,
-    Curve,
-    Interval,
-    Term,
-    bootstrap_terms,
-)
-
-__all__ = [
-    "Array",
-    "Bootstrap",
-    "Bounds",
-    "Curve",
-    "Interval",
-    "Runs",
-    "Term",
-    "bootstrap_curve",
-    "bootstrap_curve_difference",
-    "bootstrap_difference",
-    "bootstrap_hierarchical",
-    "bootstrap_mean",
-    "bootstrap_terms",
-    "difference_terms",
-    "probability_of_superiority",
-    "spread",
-]
-
+from progrpo.evaluation.resampling import Bootstrap, Bounds, Curve, Interval, Term, bootstrap_terms
 
 Runs = Sequence[tuple[npt.ArrayLike, npt.ArrayLike | None]]
 """One arm: of each training seed the numerators and the denominators, None where all are 1."""

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from progrpo.evaluation.bootstrap import Array, Bootstrap, Interval, bootstrap_curve, bootstrap_hierarchical
+from progrpo.evaluation.bootstrap import bootstrap_curve, bootstrap_hierarchical
+from progrpo.evaluation.resampling import Array, Bootstrap, Interval
 from progrpo.evaluation.student import student_t_quantile
 from progrpo.evaluation.table import RATE, ProblemTable
 

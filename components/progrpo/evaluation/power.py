@@ -10,8 +10,8 @@ from typing import Unpack
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from progrpo.evaluation.bootstrap import Bootstrap, Runs, difference_terms, spread
-from progrpo.evaluation.resampling import DEFAULT_LEVEL, Array, bootstrap_terms, variance_parts, welch_df
+from progrpo.evaluation.bootstrap import Runs, difference_terms, spread
+from progrpo.evaluation.resampling import DEFAULT_LEVEL, Array, Bootstrap, bootstrap_terms, variance_parts, welch_df
 from progrpo.evaluation.student import student_t_quantile
 
 _MOST = 10**9  # problems or seeds beyond which nobody asks

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from progrpo.evaluation.bootstrap import Bootstrap, Curve, Term, bootstrap_curve, bootstrap_terms
+from progrpo.evaluation.bootstrap import bootstrap_curve
 from progrpo.evaluation.calibration import calibration
-from progrpo.evaluation.table import RATE, MetricValues, ProblemTable, curve_ks
+from progrpo.evaluation.resampling import Bootstrap, Curve, Term, bootstrap_terms
+from progrpo.evaluation.table import RATE, MetricValues, ProblemTable, curve_ks, term
 from progrpo.metrics import EVAL_METRICS
 
 TAUS = (0.5, 0.75, 1.0)
@@ -57,11 +58,8 @@ def metric_names(ks: Sequence[int]) -> list[str]:
 def estimate(table: ProblemTable, names: Sequence[str], bootstrap: Bootstrap) -> dict[str, dict[str, float]]:
     """Return metrics with their intervals, of one resampling; those that are not defined here are left out."""
     values = {name: table.values(name) for name in names}
-    defined = {name: metric for name, metric in values.items() if np.isfinite(metric.value)}
-    num_PK = np.stack([metric.numerators for metric in defined.values()], axis=1)
-    den_PK = np.stack([metric.all_denominators for metric in defined.values()], axis=1)
-    bounds = [metric.bounds for metric in defined.values()]
-    curve = bootstrap_terms([Term(1.0, num_PK[None], den_PK[None])], bounds, **bootstrap)
+    defined = [name for name, metric in values.items() if np.isfinite(metric.value)]
+    curve = bootstrap_terms([term([table], defined)], [values[name].bounds for name in defined], **bootstrap)
     return {name: asdict(curve.interval(i)) for i, name in enumerate(defined)}
 
 

@@ -10,7 +10,8 @@ from progrpo.comparison.gate import _side
 from progrpo.comparison.result import read_comparison
 from progrpo.config import CompareConfig, ComparePipeline, parse
 from progrpo.errors import ComparisonError, ConfigError
-from progrpo.evaluation.bootstrap import Interval, bootstrap_difference
+from progrpo.evaluation.bootstrap import bootstrap_difference
+from progrpo.evaluation.resampling import Interval
 from progrpo.manifest import read_manifest
 
 NOT_WORSE = {"metric": "eval/pass_at_1", "against": "grpo", "relation": "not_worse", "margin": 0.01}

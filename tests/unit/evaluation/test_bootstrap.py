@@ -8,16 +8,14 @@ import pytest
 from progrpo.errors import ConfigError, DataError
 from progrpo.evaluation import resampling
 from progrpo.evaluation.bootstrap import (
-    Interval,
-    Term,
     bootstrap_curve,
     bootstrap_curve_difference,
     bootstrap_difference,
     bootstrap_hierarchical,
     bootstrap_mean,
-    bootstrap_terms,
     probability_of_superiority,
 )
+from progrpo.evaluation.resampling import Interval, Term, bootstrap_terms
 
 
 def _width(interval: Interval) -> float:
