@@ -156,7 +156,7 @@ def training_charts(comparison: Comparison, trainings: Sequence[Training]) -> tu
 def _training_chart(metric: str, trainings: Sequence[Training], styles: Mapping[str, Look]) -> Chart | None:
     import plotly.graph_objects as go
 
-    curves = training_curves(trainings, metric)
+    chart_id, curves = metric.replace("/", "-").replace("_", "-"), training_curves(trainings, metric)
     if not curves:
         return None
     figure = go.Figure()
@@ -186,7 +186,7 @@ def _training_chart(metric: str, trainings: Sequence[Training], styles: Mapping[
     figure.update_yaxes(title=_MAIN_TRAIN_METRICS.get(metric))
     small = metric not in _MAIN_TRAIN_METRICS
     ends = "; ".join(f"{c.arm} seed {c.seed} from {c.smoothed[0]:.3g} to {c.smoothed[-1]:.3g}" for c in curves)
-    meaning, chart_id = TRAIN_METRICS[metric], metric.replace("/", "-").replace("_", "-")
+    meaning = TRAIN_METRICS[metric]
     caption = f"{meaning[0].upper()}{meaning[1:]}."
     return make_chart(chart_id, metric, caption, f"Over training: {ends}.", figure, small=small)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from typing import Any
 
 from progrpo.comparison.sources import Evaluation, Training
@@ -189,7 +188,7 @@ def _hardware_warnings(
             yield f"The arms were {step} on different hardware ({listed}): their wall times do not compare."
 
 
-def _differences(configs: Mapping[str, Mapping[str, Any]], ignore: AbstractSet[str]) -> Iterator[str]:
+def _differences(configs: Mapping[str, Mapping[str, Any]], ignore: Collection[str]) -> Iterator[str]:
     """Yield "key is 1 in a, b; 2 in c" for every dotted key whose value is not the same in all of ``configs``."""
     flat = {name: flatten(config) for name, config in configs.items()}
     for key in dict.fromkeys(key for values in flat.values() for key in values):

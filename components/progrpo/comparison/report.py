@@ -10,7 +10,6 @@ from importlib import resources
 from typing import Any
 
 from progrpo.comparison import charts, tables
-from progrpo.comparison.charts import Chart
 from progrpo.comparison.checks import flatten
 from progrpo.comparison.drilldown import Drilldown, embed_completions
 from progrpo.comparison.evaluation_charts import auroc_rows, calibration_chart, position_charts
@@ -36,7 +35,7 @@ class ConfigRow:
 
 def draw_charts(
     comparison: Comparison, evaluations: Mapping[str, Sequence[Evaluation]], trainings: Sequence[Training]
-) -> dict[str, list[Chart]]:
+) -> dict[str, list[charts.Chart]]:
     """Draw the plots of every section of the report; a section without anything to show is empty.
 
     Args:
@@ -45,7 +44,7 @@ def draw_charts(
         trainings: the training runs that were given.
     """
     training, other_training = charts.training_charts(comparison, trainings)
-    drawn: dict[str, list[Chart | None]] = {
+    drawn: dict[str, list[charts.Chart | None]] = {
         "curve": [charts.pass_at_k_chart(comparison), charts.difference_chart(comparison)],
         "training": [*training],
         "other_training": [*other_training],
@@ -59,7 +58,7 @@ def draw_charts(
 
 
 def render_report(
-    comparison: Comparison, evaluations: Mapping[str, Sequence[Evaluation]], shown: Mapping[str, Sequence[Chart]]
+    comparison: Comparison, evaluations: Mapping[str, Sequence[Evaluation]], shown: Mapping[str, Sequence[charts.Chart]]
 ) -> str:
     """Return the whole report as HTML.
 

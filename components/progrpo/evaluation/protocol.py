@@ -12,10 +12,8 @@ from progrpo.data.dataset import Problem
 from progrpo.rewards import VERIFIER_VERSIONS
 
 FREE_KEYS = frozenset({"seed", "max_problems", "dtype", "engine", "digest"})
-"""May differ between comparable evaluations: which completions are drawn, and how fast.
-
-That the problems agree is in the digest of their prompts, and a comparison checks it one by one.
-"""
+"""May differ between comparable evaluations: which completions are drawn, and with what arithmetic; that the problems
+agree, however they were chosen, is checked one by one; the digest sums up the other keys."""
 
 
 def protocol_record(
