@@ -51,7 +51,7 @@ lint: $(STAMP) ## ruff, mypy and the import contracts
 .PHONY: golden
 golden: $(STAMP) ## Compile the pipelines again into pipelines/compiled, and the tables of docs/pipelines.md
 	$(BIN)/progrpo compile --all
-	$(BIN)/python -m progrpo_pipelines.packaging.reference tables pipelines/compiled docs/pipelines.md
+	$(BIN)/python -m progrpo_pipelines.packaging.reference pipelines/compiled docs/pipelines.md
 
 .PHONY: test-kfp-sdks
 test-kfp-sdks: $(STAMP) ## Load the packages with KFP's SDKs 2.15, 2.16 and 2.17, each in an environment of its own

@@ -174,7 +174,7 @@ def metrics(options: argparse.Namespace) -> dict[str, Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from progrpo.evaluation.bootstrap import Bootstrap
+    from progrpo.evaluation.resampling import Bootstrap
     from progrpo.evaluation.samples import SCHEMA, position_edges
     from progrpo.evaluation.summary import summarise
     from progrpo.evaluation.table import read_table
@@ -254,7 +254,7 @@ POPULATIONS: dict[str, list[tuple[float, tuple[float, float] | float]]] = {
 
 def coverage(options: argparse.Namespace) -> dict[str, Any]:
     """Coverage of the 95 % intervals of Pass@1, and of the percentile bootstrap beside it."""
-    from progrpo.evaluation.bootstrap import Term, bootstrap_terms
+    from progrpo.evaluation.resampling import Term, bootstrap_terms
 
     rng, rows = np.random.default_rng(0), {}
     for name, parts in POPULATIONS.items():

@@ -9,7 +9,6 @@ message shows a credential.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from progrpo.errors import ProGRPOError, StorageError
+from progrpo.redaction import redact
 
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 60
@@ -56,7 +56,7 @@ def localize(uri: str, destination: Path) -> Path:
         return _embedded(rest, uri)
     if scheme == "s3":
         return _download(uri, destination)
-    raise StorageError(f"{_shown(uri)!r}: scheme {scheme!r} is not supported. {_ALLOWED}.")
+    raise StorageError(f"{redact(uri)!r}: scheme {scheme!r} is not supported. {_ALLOWED}.")
 
 
 def local_path(uri: str) -> Path | None:
@@ -95,7 +95,7 @@ def split_s3_uri(uri: str) -> tuple[str, str]:
     # A password may hold a slash, which ends the bucket before its @; of buckets, only an ARN has a colon.
     if "@" in bucket or (":" in bucket and not bucket.startswith("arn:")):
         raise StorageError(
-            f"{_shown(uri)!r} must hold no user or password. Write s3://BUCKET/KEY and give credentials by "
+            f"{redact(uri)!r} must hold no user or password. Write s3://BUCKET/KEY and give credentials by "
             f"AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role."
         )
     if not bucket:
@@ -162,11 +162,6 @@ def _embedded(name: str, uri: str) -> Path:
     if name not in names:
         raise StorageError(f"{uri!r} is not part of this package. Embedded: {', '.join(names)}.")
     return root / name
-
-
-def _shown(text: str) -> str:
-    """Return ``text`` without user and password, should the URI in it carry them."""
-    return re.sub("//.*@", "//", text)
 
 
 def _download(uri: str, destination: Path) -> Path:
@@ -311,7 +306,7 @@ def s3_client(uri: str, client: Any = None) -> Iterator[Any]:
     endpoint = "the endpoint"
     try:
         client = client or _new_client()
-        endpoint = _shown(client.meta.endpoint_url)
+        endpoint = redact(client.meta.endpoint_url)
         yield client
     except ProGRPOError:
         raise
@@ -327,7 +322,7 @@ def s3_client(uri: str, client: Any = None) -> Iterator[Any]:
             f"Check AWS_ENDPOINT_URL and that the server runs and can be reached from here."
         ) from None
     except (aws.BotoCoreError, Boto3Error, ValueError) as error:
-        raise StorageError(f"{uri!r} at {endpoint}: {_shown(str(error))} Check the URI and the AWS settings.") from None
+        raise StorageError(f"{uri!r} at {endpoint}: {redact(error)} Check the URI and the AWS settings.") from None
     except OSError as error:
         raise StorageError(
             f"{uri!r}: a local file cannot be read or written: {error}. Free space or give another place."

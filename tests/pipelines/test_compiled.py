@@ -16,7 +16,7 @@ from progrpo_components.form import FIELDS
 from progrpo_pipelines.packaging.compiling import compile_pipeline
 from progrpo_pipelines.packaging.placement import CONFIG_MAP, MLFLOW_SECRET, S3_SECRET
 from progrpo_pipelines.packaging.presets import form_defaults, preset_names, preset_parameters
-from progrpo_pipelines.packaging.reference import fill_tables, form_page, parameters_of
+from progrpo_pipelines.packaging.reference import fill_tables, parameters_of
 from progrpo_pipelines.packaging.target import Target
 
 ROOT = Path(__file__).parents[2]
@@ -339,14 +339,3 @@ def test_a_target_that_does_not_exist_is_refused(tmp_path, options, message, cap
 def test_the_tables_in_the_docs_are_current():
     text = (ROOT / "docs" / "pipelines.md").read_text()
     assert fill_tables(text, COMPILED) == text, "run make golden"
-
-
-def test_the_page_of_the_form_has_every_field_in_order():
-    parameters = parameters_of(COMPILED / "compare-single-gpu.yaml")
-    page = form_page("<x>", parameters)
-    labels = re.findall(r"<legend>(\w+) - (\w+)</legend>", page)
-    assert [name for name, _ in labels] == sorted(parameters)
-    assert ("train_learning_rate", "double") in labels
-    assert page.count("Missing parameter.") == 2  # checkpoint_uri and dataset_train_uri
-    assert "&lt;x&gt;" in page
-    assert "<x>" not in page

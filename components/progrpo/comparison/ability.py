@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from progrpo.comparison.result import AbilityResult, Difference
+from progrpo.comparison.result import AbilityResult
 from progrpo.comparison.sources import Evaluation
+from progrpo.comparison.statistics import bootstrap_of, difference_of
 from progrpo.config import START, CompareConfig
 from progrpo.evaluation.ability import compare_ability
-from progrpo.evaluation.bootstrap import Bootstrap
 
 
 def ability_results(config: CompareConfig, evaluations: Mapping[str, Sequence[Evaluation]]) -> list[AbilityResult]:
@@ -20,30 +20,14 @@ def ability_results(config: CompareConfig, evaluations: Mapping[str, Sequence[Ev
     before = next((evaluation.ability for evaluation in evaluations.get(START, ())), None)
     if before is None:
         return []
-    bootstrap = Bootstrap(num_resamples=config.num_resamples, level=config.level, seed=config.seed)
     results = []
     for arm, of_arm in evaluations.items():
         after = [evaluation.ability for evaluation in of_arm]
         measured = [directory for directory in after if directory is not None]
         if arm == START or len(measured) < len(after):
             continue
-        for each in compare_ability(before, measured, bootstrap):
-            interval = each.difference
-            difference = Difference(
-                value=interval.value, low=interval.low, high=interval.high, resolved=each.outcome != "not resolved"
-            )
-            results.append(
-                AbilityResult(
-                    arm=arm,
-                    task=each.task,
-                    metric=each.metric,
-                    before=each.before,
-                    after=each.after,
-                    difference=difference,
-                    higher_is_better=each.higher_is_better,
-                    outcome=each.outcome,
-                )
-            )
+        for each in compare_ability(before, measured, bootstrap_of(config)):
+            results.append(AbilityResult(**vars(each) | {"arm": arm, "difference": difference_of(each.difference)}))
     return results
 
 

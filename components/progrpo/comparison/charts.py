@@ -17,15 +17,16 @@ import numpy as np
 
 from progrpo.comparison.curves import logged_metrics, training_curves
 from progrpo.comparison.palette import Look, looks
-from progrpo.comparison.result import Comparison, Estimate
+from progrpo.comparison.result import Comparison, CurvePoint
 from progrpo.comparison.sources import Evaluation, Floats, Training, read_prompts
 from progrpo.comparison.tables import band_words, label
 from progrpo.config import START
+from progrpo.evaluation.resampling import Interval
 from progrpo.metrics import TRAIN_METRICS, pass_at
 
 DASHES = ("solid", "dash", "dot", "dashdot")
 _MAX_SCATTER_PROBLEMS = 2000
-_MAIN_TRAIN_METRICS = ("train/entropy", "train/reward")
+_MAIN_TRAIN_METRICS = {"train/entropy": "Entropy (nats)", "train/reward": "Reward"}
 
 
 @dataclass(frozen=True)
@@ -42,50 +43,11 @@ class Chart:
 
 def pass_at_k_chart(comparison: Comparison) -> Chart:
     """Pass@k against k, with the interval as a band."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
-    styles = looks([arm.name for arm in comparison.arms])
-    for arm in comparison.arms:
-        look = styles[arm.name]
-        ks = [point.k for point in arm.curve]
-        low, high = [100 * p.low for p in arm.curve], [100 * p.high for p in arm.curve]
-        figure.add_scatter(
-            x=[*ks, *reversed(ks)],
-            y=[*high, *reversed(low)],
-            fill="toself",
-            fillcolor=look.translucent(0.18),
-            line={"width": 0},
-            mode="lines",
-            legendgroup=arm.name,
-            showlegend=False,
-            hoverinfo="skip",
-        )
-    for arm in comparison.arms:
-        look = styles[arm.name]
-        reported = set(comparison.ks)
-        figure.add_scatter(
-            x=[p.k for p in arm.curve],
-            y=[100 * p.value for p in arm.curve],
-            customdata=[[100 * p.low, 100 * p.high] for p in arm.curve],
-            mode="lines+markers",
-            name=arm.name,
-            legendgroup=arm.name,
-            line={"color": look.colour, "width": 2.5, "dash": look.dash},
-            marker={
-                "symbol": look.marker,
-                "color": look.colour,
-                "size": [8 if p.k in reported else 0 for p in arm.curve],
-                "line": {"width": 1, "color": look.colour},
-            },
-            hovertemplate="%{y:.1f} % [%{customdata[0]:.1f}, %{customdata[1]:.1f}]",
-        )
-    ks = list(comparison.ks)
-    figure.update_xaxes(title="k, completions drawn (log scale)", type="log", tickvals=ks, ticktext=list(map(str, ks)))
-    figure.update_yaxes(title="Pass@k (%)")
-    figure.update_layout(hovermode="x unified")
+    curves = {arm.name: arm.curve for arm in comparison.arms}
+    hover = "%{y:.1f} % [%{customdata[0]:.1f}, %{customdata[1]:.1f}]"
+    figure = _k_figure(comparison, curves, ("low", "high"), "Pass@k (%)", hover)
     ends = "; ".join(
-        f"{arm.name} {100 * arm.curve[0].value:.1f} % to {100 * arm.curve[-1].value:.1f} %" for arm in comparison.arms
+        f"{arm} {100 * curve[0].value:.1f} % to {100 * curve[-1].value:.1f} %" for arm, curve in curves.items()
     )
     caption = (
         f"The chance that at least one of k completions is correct; bands are {100 * comparison.level:g} % intervals "
@@ -96,49 +58,54 @@ def pass_at_k_chart(comparison: Comparison) -> Chart:
 
 def difference_chart(comparison: Comparison) -> Chart | None:
     """Pass@k of every trained arm minus the baseline's, with a band that holds at every k at once."""
-    import plotly.graph_objects as go
-
     differences = [d for d in comparison.differences if d.arm != START or len(comparison.differences) == 1]
     if not differences:
         return None
-    styles = looks([arm.name for arm in comparison.arms])
-    figure = go.Figure()
-    words = []
-    for difference in differences:
-        look, curve = styles[difference.arm], difference.curve
-        ks = [point.k for point in curve]
-        figure.add_scatter(
-            x=[*ks, *reversed(ks)],
-            y=[*(100 * p.band_high for p in curve), *(100 * p.band_low for p in reversed(curve))],
-            fill="toself",
-            fillcolor=look.translucent(0.18),
-            line={"width": 0},
-            mode="lines",
-            legendgroup=difference.arm,
-            showlegend=False,
-            hoverinfo="skip",
-        )
-        figure.add_scatter(
-            x=ks,
-            y=[100 * p.value for p in curve],
-            customdata=[[100 * p.band_low, 100 * p.band_high] for p in curve],
-            mode="lines",
-            name=difference.arm,
-            legendgroup=difference.arm,
-            line={"color": look.colour, "width": 2.5, "dash": look.dash},
-            hovertemplate="%{y:+.1f} points [%{customdata[0]:+.1f}, %{customdata[1]:+.1f}]",
-        )
-        words.append(band_words(difference, comparison.baseline))
+    curves = {difference.arm: difference.curve for difference in differences}
+    hover = "%{y:+.1f} points [%{customdata[0]:+.1f}, %{customdata[1]:+.1f}]"
+    title = f"Pass@k minus {comparison.baseline} (points)"
+    figure = _k_figure(comparison, curves, ("band_low", "band_high"), title, hover)
     figure.add_hline(y=0, line={"width": 1, "dash": "dot", "color": "#808080"})
-    ks = list(comparison.ks)
-    figure.update_xaxes(title="k, completions drawn (log scale)", type="log", tickvals=ks, ticktext=list(map(str, ks)))
-    figure.update_yaxes(title=f"Pass@k minus {comparison.baseline} (points)")
-    figure.update_layout(hovermode="x unified")
+    words = " ".join(band_words(difference, comparison.baseline) for difference in differences)
     caption = (
         f"Bands hold at every k at once with {100 * comparison.level:g} %: where one excludes 0, the difference is "
-        f"resolved without a correction for many k. {' '.join(words)}"
+        f"resolved without a correction for many k. {words}"
     )
-    return make_chart("difference", f"Difference to {comparison.baseline} at every k", caption, " ".join(words), figure)
+    return make_chart("difference", f"Difference to {comparison.baseline} at every k", caption, words, figure)
+
+
+def _k_figure(
+    comparison: Comparison, curves: Mapping[str, Sequence[CurvePoint]], ends: tuple[str, str], title: str, hover: str
+) -> Any:
+    """Draw percentages against k: a line an arm, marked at the k that are reported, in a band between ``ends``."""
+    import plotly.graph_objects as go
+
+    figure, styles = go.Figure(), looks(comparison.arm_names)
+    for arm, curve in curves.items():
+        look, ks = styles[arm], [point.k for point in curve]
+        value, low, high = ([100 * getattr(point, name) for point in curve] for name in ("value", *ends))
+        add_band(figure, arm, ks, low, high, look.translucent(0.18))
+        figure.add_scatter(
+            x=ks,
+            y=value,
+            customdata=list(zip(low, high, strict=True)),
+            mode="lines+markers",
+            name=arm,
+            legendgroup=arm,
+            line={"color": look.colour, "width": 2.5, "dash": look.dash},
+            marker={
+                "symbol": look.marker,
+                "color": look.colour,
+                "size": [8 if k in comparison.ks else 0 for k in ks],
+                "line": {"width": 1, "color": look.colour},
+            },
+            hovertemplate=hover,
+        )
+    ks = list(comparison.ks)
+    figure.update_xaxes(title="k, completions drawn (log scale)", type="log", tickvals=ks, ticktext=list(map(str, ks)))
+    figure.update_yaxes(title=title)
+    figure.update_layout(hovermode="x unified")
+    return figure
 
 
 def bar_charts(comparison: Comparison) -> list[Chart]:
@@ -152,8 +119,8 @@ def bar_charts(comparison: Comparison) -> list[Chart]:
 def _bars(comparison: Comparison, metric: str, chart_id: str, title: str) -> Chart:
     import plotly.graph_objects as go
 
-    styles = looks([arm.name for arm in comparison.arms])
-    estimates: dict[str, Estimate] = {arm.name: arm.metrics[metric] for arm in comparison.arms}
+    styles = looks(comparison.arm_names)
+    estimates: dict[str, Interval] = {arm.name: arm.metrics[metric] for arm in comparison.arms}
     figure = go.Figure()
     for arm, estimate in estimates.items():
         figure.add_bar(
@@ -164,14 +131,7 @@ def _bars(comparison: Comparison, metric: str, chart_id: str, title: str) -> Cha
             width=0.55,
             marker={"color": styles[arm].colour},
             customdata=[[estimate.low, estimate.high]],
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [estimate.high - estimate.value],
-                "arrayminus": [estimate.value - estimate.low],
-                "thickness": 1.5,
-                "width": 6,
-            },
+            error_y=error_bars([estimate], thickness=1.5, width=6),
             hovertemplate="%{x}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>",
         )
     figure.update_xaxes(type="category")
@@ -183,22 +143,20 @@ def _bars(comparison: Comparison, metric: str, chart_id: str, title: str) -> Cha
 
 def training_charts(comparison: Comparison, trainings: Sequence[Training]) -> tuple[list[Chart], list[Chart]]:
     """Return the curves of entropy and reward, and those of every other metric that was logged."""
-    styles = looks([arm.name for arm in comparison.arms])
+    styles = looks(comparison.arm_names)
     known = [training for training in trainings if training.arm in styles]
-    names = [*_MAIN_TRAIN_METRICS, *(m for m in logged_metrics(known) if m not in _MAIN_TRAIN_METRICS)]
-    charts = [chart for name in names if (chart := _training_chart(name, known, styles)) is not None]
-    main = {_chart_id(name) for name in _MAIN_TRAIN_METRICS}
-    return [c for c in charts if c.id in main], [c for c in charts if c.id not in main]
-
-
-def _chart_id(metric: str) -> str:
-    return metric.replace("/", "-").replace("_", "-")
+    others = [metric for metric in logged_metrics(known) if metric not in _MAIN_TRAIN_METRICS]
+    main, other = (
+        [chart for name in names if (chart := _training_chart(name, known, styles)) is not None]
+        for names in (_MAIN_TRAIN_METRICS, others)
+    )
+    return main, other
 
 
 def _training_chart(metric: str, trainings: Sequence[Training], styles: Mapping[str, Look]) -> Chart | None:
     import plotly.graph_objects as go
 
-    curves = training_curves(trainings, metric)
+    chart_id, curves = metric.replace("/", "-").replace("_", "-"), training_curves(trainings, metric)
     if not curves:
         return None
     figure = go.Figure()
@@ -220,15 +178,17 @@ def _training_chart(metric: str, trainings: Sequence[Training], styles: Mapping[
             line={"color": look.colour, "width": 2, "dash": dash},
             name=curve.arm,
             showlegend=curve.arm not in shown,
-            hovertemplate=f"{curve.arm} seed {curve.seed}, step %{{x}}: %{{y:.4g}}<extra></extra>",
+            meta=f"{curve.arm} seed {curve.seed}",
+            hovertemplate="%{meta}, step %{x}: %{y:.4g}<extra></extra>",
         )
         shown.add(curve.arm)
     figure.update_xaxes(title="step")
+    figure.update_yaxes(title=_MAIN_TRAIN_METRICS.get(metric))
     small = metric not in _MAIN_TRAIN_METRICS
     ends = "; ".join(f"{c.arm} seed {c.seed} from {c.smoothed[0]:.3g} to {c.smoothed[-1]:.3g}" for c in curves)
     meaning = TRAIN_METRICS[metric]
     caption = f"{meaning[0].upper()}{meaning[1:]}."
-    return make_chart(_chart_id(metric), metric, caption, f"Over training: {ends}.", figure, small=small)
+    return make_chart(chart_id, metric, caption, f"Over training: {ends}.", figure, small=small)
 
 
 def cost_chart(comparison: Comparison) -> Chart | None:
@@ -239,7 +199,7 @@ def cost_chart(comparison: Comparison) -> Chart | None:
     gains = {gain.arm: gain.metrics for gain in comparison.gains if gain.arm in costs}
     if not gains:
         return None
-    styles = looks([arm.name for arm in comparison.arms])
+    styles = looks(comparison.arm_names)
     figure = go.Figure()
     words = []
     for arm, metrics in gains.items():
@@ -253,15 +213,7 @@ def cost_chart(comparison: Comparison) -> Chart | None:
             textposition="middle right",
             line={"color": styles[arm].colour, "width": 1, "dash": "dot"},
             marker={"color": styles[arm].colour, "symbol": styles[arm].marker, "size": 9},
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [100 * (metrics[name].high - metrics[name].value) for name in names],
-                "arrayminus": [100 * (metrics[name].value - metrics[name].low) for name in names],
-                "color": styles[arm].colour,
-                "thickness": 1.5,
-                "width": 6,
-            },
+            error_y=error_bars([metrics[n] for n in names], 100, color=styles[arm].colour, thickness=1.5, width=6),
             hovertemplate=f"{arm}: %{{x:.3g}} h, %{{text}} %{{y:+.1f}} points<extra></extra>",
         )
         gained = ", ".join(f"{label(n).partition(' (')[0]} {100 * metrics[n].value:+.1f} points" for n in names)
@@ -297,14 +249,15 @@ def scatter_chart(comparison: Comparison, evaluations: Mapping[str, Sequence[Eva
     """
     import plotly.graph_objects as go
 
-    others = [arm.name for arm in comparison.arms if arm.name != comparison.baseline]
+    others = [name for name in comparison.arm_names if name != comparison.baseline]
     if not others:
         return None
-    styles = looks([arm.name for arm in comparison.arms])
+    styles = looks(comparison.arm_names)
     ids = evaluations[comparison.baseline][0].problem_ids
     prompts = read_prompts(evaluations[comparison.baseline][0].directory)
     chosen = shown_problems(ids)
-    baseline_P = success_rates(evaluations[comparison.baseline])[chosen]
+    rates = {arm: success_rates(of_arm)[chosen] for arm, of_arm in evaluations.items()}
+    baseline_P = rates[comparison.baseline]
     # Rates are multiples of 1 / n; half a step of jitter shows how many problems share a point.
     jitter = 0.35 / comparison.num_samples
     rng = np.random.default_rng(0)
@@ -314,7 +267,7 @@ def scatter_chart(comparison: Comparison, evaluations: Mapping[str, Sequence[Eva
         showlegend=False, hoverinfo="skip",
     )  # fmt: skip
     for arm in others:
-        arm_P = success_rates(evaluations[arm])[chosen]
+        arm_P = rates[arm]
         shift_2P = rng.uniform(-jitter, jitter, size=(2, len(chosen)))
         figure.add_scatter(
             x=(100 * (baseline_P + shift_2P[0])).round(2).tolist(),
@@ -338,11 +291,10 @@ def scatter_chart(comparison: Comparison, evaluations: Mapping[str, Sequence[Eva
     figure.update_xaxes(title=f"{comparison.baseline}: correct completions (%)", range=[-3, 103])
     figure.update_yaxes(title="other arm: correct completions (%)", range=[-3, 103])
     figure.update_layout(hovermode="closest")
-    rates = {arm: success_rates(evaluations[arm])[chosen] for arm in others}
     words = "; ".join(
-        f"{arm} is above on {int((arm_P > baseline_P).sum())} and below on {int((arm_P < baseline_P).sum())} of "
-        f"{len(chosen)} problems"
-        for arm, arm_P in rates.items()
+        f"{arm} is above on {int((rates[arm] > baseline_P).sum())} and below on "
+        f"{int((rates[arm] < baseline_P).sum())} of {len(chosen)} problems"
+        for arm in others
     )
     caption = (
         f"One point a problem{'' if len(chosen) == len(ids) else f' ({len(chosen)} of {len(ids)}, drawn at random)'}, "
@@ -362,6 +314,28 @@ def success_rates(evaluations: Sequence[Evaluation]) -> Floats:
     """Return the fraction of correct completions of each problem [P], over all seeds of an arm."""
     rates: Floats = np.mean([e.table.num_correct_P / e.table.num_samples for e in evaluations], axis=0)
     return rates
+
+
+def add_band(figure: Any, arm: str, x: Sequence[float], low: Sequence[float], high: Sequence[float], fill: str) -> None:
+    """Fill the place between two lines of an arm, with the CSS colour ``fill``."""
+    figure.add_scatter(
+        x=[*x, *reversed(x)],
+        y=[*high, *reversed(low)],
+        fill="toself",
+        fillcolor=fill,
+        line={"width": 0},
+        mode="lines",
+        legendgroup=arm,
+        showlegend=False,
+        hoverinfo="skip",
+    )
+
+
+def error_bars(estimates: Sequence[Interval], scale: float = 1, **style: Any) -> dict[str, Any]:
+    """Return the intervals as Plotly's ``error_y``, in ``1 / scale`` of their unit."""
+    high = [scale * (estimate.high - estimate.value) for estimate in estimates]
+    low = [scale * (estimate.value - estimate.low) for estimate in estimates]
+    return {"type": "data", "symmetric": False, "array": high, "arrayminus": low, **style}
 
 
 def make_chart(chart_id: str, title: str, caption: str, description: str, figure: Any, *, small: bool = False) -> Chart:

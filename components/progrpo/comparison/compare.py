@@ -16,7 +16,7 @@ from progrpo.comparison.checks import (
 from progrpo.comparison.exports import csv_table, latex_table
 from progrpo.comparison.gate import check_gate, judge
 from progrpo.comparison.pngs import write_pngs
-from progrpo.comparison.report import render_report
+from progrpo.comparison.report import draw_charts, render_report
 from progrpo.comparison.result import COMPARISON_NAME, GATE_NAME, Comparison
 from progrpo.comparison.sources import Evaluation, Training, read_evaluation, read_training
 from progrpo.comparison.statistics import estimate_arm, subtract
@@ -73,10 +73,11 @@ def compare(
     (output / SUMMARY_NAME).write_text(markdown_summary(comparison), encoding="utf-8")
     (output / "table.csv").write_text(csv_table(comparison), encoding="utf-8")
     (output / "table.tex").write_text(latex_table(comparison), encoding="utf-8")
-    (output / REPORT_NAME).write_text(render_report(comparison, by_arm, runs), encoding="utf-8")
+    charts = draw_charts(comparison, by_arm, runs)
+    (output / REPORT_NAME).write_text(render_report(comparison, by_arm, charts), encoding="utf-8")
     for stale in (output / "plots").glob("*.png"):
         stale.unlink()
-    write_pngs(comparison, by_arm, runs, output / "plots")
+    write_pngs((chart for section in charts.values() for chart in section), output / "plots")
     inputs = {f"evaluation/{e.arm}" + ("" if e.seed is None else f"/seed-{e.seed}"): e.digest for e in read}
     inputs.update({f"training/{t.arm}/seed-{t.seed}": t.digest for t in runs})
     return write_manifest(

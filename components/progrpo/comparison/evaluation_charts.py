@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from progrpo.comparison.charts import DASHES, Chart, make_chart
-from progrpo.comparison.palette import Look, looks
+from progrpo.comparison.charts import DASHES, Chart, add_band, error_bars, make_chart
+from progrpo.comparison.palette import looks
 from progrpo.comparison.result import Comparison
 from progrpo.comparison.sources import Evaluation
 
@@ -37,29 +37,17 @@ def _position_chart(comparison: Comparison, evaluations: Mapping[str, Sequence[E
         return None
     figure, words, longest = go.Figure(), [], max(bins[-1].end for _, bins in lines)
     for evaluation, bins in lines:
-        look, dash, first = _look(comparison, evaluations, evaluation)
+        look = looks(comparison.arm_names)[evaluation.arm]
         positions = [(each.start + each.end + 1) / 2 for each in bins]  # the first token is at 1
         if len(lines) <= _MAX_BANDS:
-            figure.add_scatter(
-                x=[*positions, *reversed(positions)],
-                y=[*(each.high for each in bins), *(each.low for each in reversed(bins))],
-                fill="toself",
-                fillcolor=look.translucent(0.12),
-                line={"width": 0},
-                mode="lines",
-                legendgroup=evaluation.arm,
-                showlegend=False,
-                hoverinfo="skip",
-            )
+            low, high = [each.low for each in bins], [each.high for each in bins]
+            add_band(figure, evaluation.arm, positions, low, high, look.translucent(0.12))
         figure.add_scatter(
             x=positions,
             y=[each.value for each in bins],
             mode="lines",
-            name=evaluation.arm,
-            legendgroup=evaluation.arm,
-            showlegend=first,
-            line={"color": look.colour, "width": 2, "dash": dash},
-            hovertemplate=f"{evaluation.label}, token %{{x:.0f}}: %{{y:.3g}} nats<extra></extra>",
+            **_line(comparison, evaluations, evaluation),
+            hovertemplate="%{meta}, token %{x:.0f}: %{y:.3g} nats<extra></extra>",
         )
         words.append(f"{evaluation.label} from {bins[0].value:.3g} to {bins[-1].value:.3g}")
     figure.update_xaxes(title="token", type="linear" if longest <= _LINEAR_UP_TO else "log")
@@ -82,28 +70,17 @@ def calibration_chart(comparison: Comparison, evaluations: Mapping[str, Sequence
     for evaluation in measured:
         calibration = evaluation.summary.calibration
         assert calibration is not None
-        look, dash, first = _look(comparison, evaluations, evaluation)
+        look = looks(comparison.arm_names)[evaluation.arm]
         accuracy = [each.accuracy for each in calibration.bins]
         figure.add_scatter(
             x=[each.confidence for each in calibration.bins],
             y=[100 * each.value for each in accuracy],
             customdata=[each.num_completions for each in calibration.bins],
             mode="lines+markers",
-            name=evaluation.arm,
-            legendgroup=evaluation.arm,
-            showlegend=first,
-            line={"color": look.colour, "width": 2, "dash": dash},
+            **_line(comparison, evaluations, evaluation),
             marker={"color": look.colour, "symbol": look.marker, "size": 7},
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [100 * (each.high - each.value) for each in accuracy],
-                "arrayminus": [100 * (each.value - each.low) for each in accuracy],
-                "thickness": 1,
-                "width": 4,
-                "color": look.colour,
-            },
-            hovertemplate=f"{evaluation.label}: %{{x:.3f}}, %{{y:.1f}} % of %{{customdata}} correct<extra></extra>",
+            error_y=error_bars(accuracy, 100, thickness=1, width=4, color=look.colour),
+            hovertemplate="%{meta}: %{x:.3f}, %{y:.1f} % of %{customdata} correct<extra></extra>",
         )
         if calibration.auroc is not None:
             words.append(f"{evaluation.label} AUROC {calibration.auroc.value:.3f}")
@@ -116,12 +93,19 @@ def calibration_chart(comparison: Comparison, evaluations: Mapping[str, Sequence
     return make_chart("calibration", "Reliability of c(o|q)", caption, f"{'; '.join(words) or 'no AUROC'}.", figure)
 
 
-def _look(
+def _line(
     comparison: Comparison, evaluations: Mapping[str, Sequence[Evaluation]], evaluation: Evaluation
-) -> tuple[Look, str, bool]:
-    """Return the look of an arm, the dash of a seed, and whether it is the arm's first, which the legend names."""
+) -> dict[str, Any]:
+    """Return the look of a line: its arm's colour, a dash a seed, and one entry an arm in the legend."""
     place = [each.seed for each in evaluations[evaluation.arm]].index(evaluation.seed)
-    return looks([arm.name for arm in comparison.arms])[evaluation.arm], DASHES[place % len(DASHES)], place == 0
+    colour = looks(comparison.arm_names)[evaluation.arm].colour
+    return {
+        "name": evaluation.arm,
+        "meta": evaluation.label,
+        "legendgroup": evaluation.arm,
+        "showlegend": place == 0,
+        "line": {"color": colour, "width": 2, "dash": DASHES[place % len(DASHES)]},
+    }
 
 
 def auroc_rows(evaluations: Mapping[str, Sequence[Evaluation]]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from progrpo.comparison.charts import success_rates
 from progrpo.comparison.result import Comparison
-from progrpo.comparison.sources import Evaluation, read_prompts
+from progrpo.comparison.sources import Evaluation, iterate_samples, read_prompts
 from progrpo.config import START
 
 _MAX_CHARACTERS = 2000
@@ -89,15 +89,9 @@ def find_examples(comparison: Comparison, evaluations: Mapping[str, Sequence[Eva
 
 
 def _read_completions(evaluation: Evaluation, problem_ids: Sequence[str]) -> dict[str, list[Completion]]:
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(
-        evaluation.directory / "samples.parquet",
-        columns=["problem_id", "sample_index", "completion", "answer", "correct", "num_tokens", "finish_reason"],
-        filters=[("problem_id", "in", list(problem_ids))],
-    ).sort_by([("problem_id", "ascending"), ("sample_index", "ascending")])
+    columns = ["problem_id", "completion", "answer", "correct", "num_tokens", "finish_reason"]
     first: dict[tuple[str, bool], Completion] = {}
-    for row in table.to_pylist():
+    for row in iterate_samples(evaluation.directory, columns, problem_ids):
         first.setdefault((row["problem_id"], row["correct"]), _completion(row))
     return {
         problem_id: [first[problem_id, correct] for correct in (True, False) if (problem_id, correct) in first]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from progrpo.comparison.result import AbilityResult, Estimate, GateResult, RuleResult
+from progrpo.comparison.result import AbilityResult, GateResult, RuleResult
 from progrpo.comparison.sources import Evaluation
 from progrpo.comparison.statistics import contrast, point_estimate
 from progrpo.comparison.tables import label, number, signed_number, unit
@@ -28,6 +28,7 @@ from progrpo.config import (
     Outcome,
 )
 from progrpo.errors import ComparisonError
+from progrpo.evaluation.resampling import Interval
 
 
 def judge(
@@ -112,23 +113,8 @@ def _judge_ability(rule: KeepsAbility, candidate: str, ability: Sequence[Ability
             f"comparison.gate asks for {rule.metric} of {rule.task}, but of {candidate} and {START} was measured: "
             f"{measured}. Name one of these, or set evaluation.ability and evaluate again."
         )
-    sign = 1.0 if found.higher_is_better else -1.0
-    difference = found.difference
-    estimate = Estimate(value=difference.value, low=difference.low, high=difference.high)
-    outcome = _side(estimate, -sign * rule.margin, sign, strict=False)
-    name = f"{rule.task} {rule.metric}"
-    return RuleResult(
-        metric=name,
-        against=START,
-        relation=rule.relation,
-        fraction=1.0,
-        threshold=-sign * rule.margin,
-        candidate_value=found.after,
-        against_value=found.before,
-        contrast=estimate,
-        outcome=outcome,
-        reason=_rule_reason(rule, name, candidate, estimate, -sign * rule.margin, outcome, less=sign < 0),
-    )
+    sign, interval = 1.0 if found.higher_is_better else -1.0, found.difference
+    return _result(rule, f"{rule.task} {rule.metric}", candidate, sign, interval, found.after, found.before)
 
 
 def _judge_rule(
@@ -137,27 +123,40 @@ def _judge_rule(
     evaluations: Mapping[str, Sequence[Evaluation]],
     config: CompareConfig,
 ) -> RuleResult:
-    fraction = rule.fraction if isinstance(rule, Keeps) else 1.0
-    estimate = contrast(evaluations[candidate], evaluations[rule.against], rule.metric, config, fraction=fraction)
-    sign = -1.0 if rule.metric in LOWER_IS_BETTER else 1.0
-    threshold = sign * (0.0 if isinstance(rule, Keeps) else -rule.margin if isinstance(rule, NotWorse) else rule.margin)
-    outcome = _side(estimate, threshold, sign, strict=rule.relation == "better")
+    arm, other, metric = evaluations[candidate], evaluations[rule.against], rule.metric
+    interval = contrast(arm, other, metric, config, fraction=_fraction(rule))
+    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    values = point_estimate(arm, metric), point_estimate(other, metric)
+    return _result(rule, metric, candidate, sign, interval, *values)
+
+
+def _result(
+    rule: GateRule, metric: str, candidate: str, sign: float, interval: Interval, value: float, against_value: float
+) -> RuleResult:
+    """Hold an interval against the threshold of a rule; ``sign`` is -1 where lower is better."""
+    margin = 0.0 if isinstance(rule, Keeps) else rule.margin if isinstance(rule, Better) else -rule.margin
+    threshold = sign * margin
+    outcome = _side(interval, threshold, sign, strict=isinstance(rule, Better))
     return RuleResult(
-        metric=rule.metric,
+        metric=metric,
         against=rule.against,
         relation=rule.relation,
-        fraction=fraction,
+        fraction=_fraction(rule),
         threshold=threshold,
-        candidate_value=point_estimate(evaluations[candidate], rule.metric),
-        against_value=point_estimate(evaluations[rule.against], rule.metric),
-        contrast=estimate,
+        candidate_value=value,
+        against_value=against_value,
+        contrast=Interval(interval.value, interval.low, interval.high),
         outcome=outcome,
-        reason=_rule_reason(rule, rule.metric, candidate, estimate, threshold, outcome, less=sign < 0),
+        reason=_rule_reason(rule, metric, candidate, interval, threshold, outcome, less=sign < 0),
     )
 
 
+def _fraction(rule: GateRule) -> float:
+    return rule.fraction if isinstance(rule, Keeps) else 1.0
+
+
 def _side(
-    estimate: Estimate, threshold: float, sign: float, *, strict: bool
+    estimate: Interval, threshold: float, sign: float, *, strict: bool
 ) -> Literal["holds", "fails", "not_resolved"]:
     worst, best = sorted((sign * (estimate.low - threshold), sign * (estimate.high - threshold)))
     if worst > 0 or (worst == 0 and not strict):
@@ -207,7 +206,7 @@ def rule_text(rule: RuleResult | GateRule, candidate: str) -> str:
 
 
 def _rule_reason(
-    rule: GateRule, metric: str, candidate: str, estimate: Estimate, threshold: float, outcome: str, *, less: bool
+    rule: GateRule, metric: str, candidate: str, estimate: Interval, threshold: float, outcome: str, *, less: bool
 ) -> str:
     other = f"{rule.fraction:g} × {rule.against}" if isinstance(rule, Keeps) else rule.against
     # One digit more than in tables, and more where it takes them: "[-1.0, 0.2] is above -1.0" would puzzle.

@@ -14,7 +14,6 @@ from progrpo.config import START
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#7a68c4")
 _MARKERS = ("circle", "diamond", "square", "triangle-up", "x", "star")
-_MATPLOTLIB_MARKERS = ("o", "D", "s", "^", "X", "*")
 _START_COLOUR = "#808080"
 
 
@@ -24,7 +23,6 @@ class Look:
 
     colour: str
     marker: str
-    matplotlib_marker: str
     dash: str
 
     def translucent(self, alpha: float) -> str:
@@ -36,10 +34,10 @@ class Look:
 def looks(arms: Sequence[str]) -> dict[str, Look]:
     """Return the look of each arm, in the order of the comparison; the start checkpoint is grey and dashed."""
     trained = [arm for arm in arms if arm != START]
-    result = {START: Look(_START_COLOUR, "circle-open", "o", "dash")}
+    result = {START: Look(_START_COLOUR, "circle-open", "dash")}
     for i, arm in enumerate(trained):
         turn = i % len(_COLOURS)
-        result[arm] = Look(_COLOURS[turn], _MARKERS[turn], _MATPLOTLIB_MARKERS[turn], "solid")
+        result[arm] = Look(_COLOURS[turn], _MARKERS[turn], "solid")
     return result
 
 

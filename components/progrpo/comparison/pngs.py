@@ -1,177 +1,105 @@
-"""The same curves as PNG files for papers and issue trackers."""
+"""The report's main plots as PNG files, for papers and issue trackers: the same Plotly figures, drawn by matplotlib.
+
+Plotly itself needs a browser to make pictures. Of its figures only what these plots consist of is understood: lines,
+markers, filled bands, error bars and horizontal lines.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import base64
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from progrpo.comparison.curves import training_curves
-from progrpo.comparison.palette import looks
-from progrpo.comparison.result import Comparison
-from progrpo.comparison.sources import Evaluation, Training
-from progrpo.config import START
+import numpy as np
+
+from progrpo.comparison.charts import Chart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-_DASHES = ("-", "--", ":", "-.")
-
-
-def write_pngs(
-    comparison: Comparison,
-    evaluations: Mapping[str, Sequence[Evaluation]],
-    trainings: Sequence[Training],
-    directory: Path,
-) -> list[Path]:
-    """Write pass_at_k.png and, where there is something to show, the other plots.
-
-    difference.png; entropy_by_position.png and calibration.png where evaluations have them; training_entropy.png and
-    training_reward.png where training runs logged them.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    written = [_pass_at_k(comparison, directory / "pass_at_k.png")]
-    for draw, name in ((_position, "entropy_by_position"), (_calibration, "calibration")):
-        if draw(comparison, evaluations, directory / f"{name}.png"):
-            written.append(directory / f"{name}.png")
-    if _difference(comparison, directory / "difference.png"):
-        written.append(directory / "difference.png")
-    for metric, title in (("train/entropy", "Entropy (nats)"), ("train/reward", "Reward")):
-        path = directory / f"{metric.replace('train/', 'training_')}.png"
-        if _training(comparison, trainings, metric, title, path):
-            written.append(path)
-    return written
+_NAMES = {
+    "pass-at-k": "pass_at_k",
+    "difference": "difference",
+    "entropy-all": "entropy_by_position",
+    "calibration": "calibration",
+    "train-entropy": "training_entropy",
+    "train-reward": "training_reward",
+}
+_DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
+_MARKERS = {
+    "circle": "o", "circle-open": "o", "diamond": "D", "square": "s", "triangle-up": "^", "x": "X", "star": "*",
+}  # fmt: skip
 
 
-def _new_figure() -> tuple[Figure, Axes]:
+def write_pngs(charts: Iterable[Chart], directory: Path) -> None:
+    """Write those of the charts that have a PNG file, each under its name."""
     # Not pyplot: it keeps figures in global state and may pick a backend that needs a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), dpi=200, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    directory.mkdir(parents=True, exist_ok=True)
+    for chart in charts:
+        if chart.id not in _NAMES:
+            continue
+        figure = Figure(figsize=(6, 4), dpi=200, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        axes.grid(visible=True, color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        for trace in chart.figure["data"]:
+            _draw(trace, axes)
+        _lay_out(chart.figure["layout"], axes)
+        figure.savefig(directory / f"{_NAMES[chart.id]}.png")
 
 
-def _pass_at_k(comparison: Comparison, path: Path) -> Path:
-    figure, axes = _new_figure()
-    styles = looks([arm.name for arm in comparison.arms])
-    for arm in comparison.arms:
-        look = styles[arm.name]
-        ks = [point.k for point in arm.curve]
-        axes.fill_between(
-            ks, [100 * p.low for p in arm.curve], [100 * p.high for p in arm.curve], color=look.colour, alpha=0.18, lw=0
-        )
-        axes.plot(
-            ks,
-            [100 * p.value for p in arm.curve],
-            color=look.colour,
-            linestyle="--" if look.dash == "dash" else "-",
-            marker=look.matplotlib_marker,
-            markevery=[i for i, k in enumerate(ks) if k in comparison.ks],
-            markersize=5,
-            label=arm.name,
-        )
-    _k_axis(axes, comparison)
-    axes.set_ylabel("Pass@k (%)")
+def _draw(trace: dict[str, Any], axes: Axes) -> None:
+    x, y = _numbers(trace["x"]), _numbers(trace["y"])
+    if trace.get("fill"):
+        axes.fill(x, y, color=_colour(trace["fillcolor"]), lw=0)
+        return
+    line, marker = trace["line"], trace.get("marker", {})
+    sizes = marker.get("size", 0)
+    axes.plot(
+        x,
+        y,
+        color=_colour(line["color"]),
+        linewidth=0.75 * line["width"],  # points for pixels
+        linestyle=_DASHES[line.get("dash", "solid")],
+        marker=_MARKERS.get(marker.get("symbol", "")),
+        markersize=5,
+        markevery=[i for i, size in enumerate(sizes) if size] if isinstance(sizes, list) else None,
+        label=trace.get("meta", trace.get("name")),
+    )
+    if bars := trace.get("error_y"):
+        ends, colour = [bars["arrayminus"], bars["array"]], line["color"]
+        axes.errorbar(x, y, ends, fmt="none", ecolor=colour, elinewidth=0.75, capsize=2)
+
+
+def _lay_out(layout: dict[str, Any], axes: Axes) -> None:
+    x, y = layout["xaxis"], layout["yaxis"]
+    if x.get("type") == "log":
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+    if "tickvals" in x:
+        axes.set_xticks(x["tickvals"], labels=x["ticktext"])
+    if y.get("rangemode") == "tozero":
+        axes.set_ylim(bottom=0)
+    for shape in layout.get("shapes", ()):
+        axes.axhline(shape["y0"], color=shape["line"]["color"], linewidth=0.8, linestyle=_DASHES[shape["line"]["dash"]])
+    axes.set_xlabel(x["title"]["text"])
+    axes.set_ylabel(y["title"]["text"])
     axes.legend(frameon=False)
-    figure.savefig(path)
-    return path
 
 
-def _k_axis(axes: Axes, comparison: Comparison) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(list(comparison.ks), labels=[str(k) for k in comparison.ks])
-    axes.set_xlabel("k")
+def _numbers(values: Any) -> Any:
+    """Return numbers as they are, or out of the base64 that Plotly makes of an array."""
+    return values if isinstance(values, list) else np.frombuffer(base64.b64decode(values["bdata"]), values["dtype"])
 
 
-def _difference(comparison: Comparison, path: Path) -> bool:
-    """Draw the differences at every k with their simultaneous bands."""
-    differences = [d for d in comparison.differences if d.arm != START]
-    if not differences:
-        return False
-    figure, axes = _new_figure()
-    styles = looks([arm.name for arm in comparison.arms])
-    axes.axhline(0, color="#808080", linewidth=0.8, linestyle=":")
-    for difference in differences:
-        colour, curve = styles[difference.arm].colour, difference.curve
-        ks = [point.k for point in curve]
-        low, high = [100 * p.band_low for p in curve], [100 * p.band_high for p in curve]
-        axes.fill_between(ks, low, high, color=colour, alpha=0.18, lw=0)
-        axes.plot(ks, [100 * p.value for p in curve], color=colour, label=difference.arm)
-    _k_axis(axes, comparison)
-    axes.set_ylabel(f"Pass@k minus {comparison.baseline} (points)")
-    axes.legend(frameon=False)
-    figure.savefig(path)
-    return True
-
-
-def _position(comparison: Comparison, evaluations: Mapping[str, Sequence[Evaluation]], path: Path) -> bool:
-    figure, axes = _new_figure()
-    for evaluation, style in _styled(comparison, evaluations):
-        bins = evaluation.summary.curves.entropy_by_position.get("all", ())
-        if bins:
-            axes.plot([(b.start + b.end + 1) / 2 for b in bins], [b.value for b in bins], **style)
-    axes.set_xlabel("Token")
-    axes.set_ylabel("Entropy (nats)")
-    axes.set_ylim(bottom=0)
-    return _save(figure, axes, path)
-
-
-def _calibration(comparison: Comparison, evaluations: Mapping[str, Sequence[Evaluation]], path: Path) -> bool:
-    figure, axes = _new_figure()
-    for evaluation, style in _styled(comparison, evaluations):
-        if (calibration := evaluation.summary.calibration) is not None:
-            bins = calibration.bins
-            accuracy = [100 * b.accuracy.value for b in bins]
-            axes.plot([b.confidence for b in bins], accuracy, marker=".", **style)
-    axes.set_xlabel("Answer confidence c(o|q)")
-    axes.set_ylabel("Correct (%)")
-    return _save(figure, axes, path)
-
-
-def _styled(
-    comparison: Comparison, evaluations: Mapping[str, Sequence[Evaluation]]
-) -> Iterator[tuple[Evaluation, dict[str, Any]]]:
-    styles = looks([arm.name for arm in comparison.arms])
-    for arm, of_arm in evaluations.items():
-        for place, evaluation in enumerate(of_arm):
-            dash = _DASHES[place % len(_DASHES)]
-            yield evaluation, {"color": styles[arm].colour, "linestyle": dash, "label": evaluation.label}
-
-
-def _save(figure: Figure, axes: Axes, path: Path) -> bool:
-    if not axes.lines:
-        return False
-    axes.legend(frameon=False)
-    figure.savefig(path)
-    return True
-
-
-def _training(comparison: Comparison, trainings: Sequence[Training], metric: str, title: str, path: Path) -> bool:
-    styles = looks([arm.name for arm in comparison.arms])
-    curves = training_curves([t for t in trainings if t.arm in styles], metric)
-    if not curves:
-        return False
-    figure, axes = _new_figure()
-    seeds = sorted({curve.seed for curve in curves})
-    for curve in curves:
-        colour = styles[curve.arm].colour
-        axes.plot(curve.steps, curve.raw, color=colour, alpha=0.25, linewidth=0.7)
-        axes.plot(
-            curve.steps,
-            curve.smoothed,
-            color=colour,
-            linestyle=_DASHES[seeds.index(curve.seed) % len(_DASHES)],
-            label=f"{curve.arm}, seed {curve.seed}",
-        )
-    axes.set_xlabel("Step")
-    axes.set_ylabel(title)
-    axes.legend(frameon=False)
-    figure.savefig(path)
-    return True
+def _colour(css: str) -> str | tuple[float, ...]:
+    """Return a colour of CSS, ``#rrggbb`` or ``rgba(...)``, as matplotlib takes it."""
+    parts = re.fullmatch(r"rgba\((\d+),(\d+),(\d+),([\d.]+)\)", css)
+    return css if parts is None else (*(int(part) / 255 for part in parts.groups()[:3]), float(parts[4]))

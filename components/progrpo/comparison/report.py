@@ -33,8 +33,32 @@ class ConfigRow:
         return len(set(self.values)) > 1
 
 
-def render_report(
+def draw_charts(
     comparison: Comparison, evaluations: Mapping[str, Sequence[Evaluation]], trainings: Sequence[Training]
+) -> dict[str, list[charts.Chart]]:
+    """Draw the plots of every section of the report; a section without anything to show is empty.
+
+    Args:
+        comparison: the numbers.
+        evaluations: by arm, in the order of the seeds.
+        trainings: the training runs that were given.
+    """
+    training, other_training = charts.training_charts(comparison, trainings)
+    drawn: dict[str, list[charts.Chart | None]] = {
+        "curve": [charts.pass_at_k_chart(comparison), charts.difference_chart(comparison)],
+        "training": [*training],
+        "other_training": [*other_training],
+        "position": [*position_charts(comparison, evaluations)],
+        "calibration": [calibration_chart(comparison, evaluations)],
+        "bars": [*charts.bar_charts(comparison)],
+        "scatter": [charts.scatter_chart(comparison, evaluations)],
+        "cost": [charts.cost_chart(comparison)],
+    }
+    return {section: [chart for chart in of_section if chart is not None] for section, of_section in drawn.items()}
+
+
+def render_report(
+    comparison: Comparison, evaluations: Mapping[str, Sequence[Evaluation]], shown: Mapping[str, Sequence[charts.Chart]]
 ) -> str:
     """Return the whole report as HTML.
 
@@ -44,7 +68,7 @@ def render_report(
     Args:
         comparison: the numbers.
         evaluations: by arm, in the order of the seeds.
-        trainings: the training runs that were given.
+        shown: the plots, see :func:`draw_charts`.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -61,21 +85,6 @@ def render_report(
     scripts = {"plotly_js": get_plotlyjs(), "report_js": _template_text("report.js")}
     for name, text in scripts.items():
         assert "</script" not in text.lower(), f"{name} cannot be put into a page"
-    main_training, other_training = charts.training_charts(comparison, trainings)
-    shown = {
-        "curve": [
-            chart
-            for chart in [charts.pass_at_k_chart(comparison), charts.difference_chart(comparison)]
-            if chart is not None
-        ],
-        "training": main_training,
-        "other_training": other_training,
-        "position": position_charts(comparison, evaluations),
-        "calibration": [chart for chart in [calibration_chart(comparison, evaluations)] if chart is not None],
-        "bars": charts.bar_charts(comparison),
-        "scatter": [chart for chart in [charts.scatter_chart(comparison, evaluations)] if chart is not None],
-        "cost": [chart for chart in [charts.cost_chart(comparison)] if chart is not None],
-    }
     drilldown = None
     if shown["scatter"]:
         ids = evaluations[comparison.baseline][0].problem_ids
@@ -83,7 +92,7 @@ def render_report(
     trained = [arm for arm in comparison.arms if arm.algorithm is not None]
     return environment.get_template("report.html.j2").render(
         comparison=comparison,
-        looks=looks([arm.name for arm in comparison.arms]),
+        looks=looks(comparison.arm_names),
         sentences=tables.headline_sentences(comparison),
         charts=shown,
         figures={chart.id: chart.figure for group in shown.values() for chart in group},

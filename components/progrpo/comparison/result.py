@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from progrpo import __version__
 from progrpo.config import Outcome
 from progrpo.errors import ComparisonError
+from progrpo.evaluation.power import PowerNote
+from progrpo.evaluation.resampling import Interval
 from progrpo.manifest import read_manifest
 
 COMPARISON_NAME, GATE_NAME = "comparison.json", "gate.json"
@@ -21,15 +24,8 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-class Estimate(_Frozen):
-    """A number with its bootstrap interval, in the metric's own unit."""
-
-    value: float
-    low: float
-    high: float
-
-
-class CurvePoint(Estimate):
+@dataclass(frozen=True)
+class CurvePoint(Interval):
     """Pass@k at one k, of an arm or of the difference of two; the band holds at every k at once."""
 
     k: int
@@ -37,10 +33,11 @@ class CurvePoint(Estimate):
     band_high: float
 
 
-class Difference(Estimate):
-    """An arm minus the baseline."""
+@dataclass(frozen=True)
+class Difference(Interval):
+    """An arm minus the baseline; ``resolved``: the interval excludes 0."""
 
-    resolved: bool = Field(description="the interval excludes 0")
+    resolved: bool
 
 
 class SeedResult(_Frozen):
@@ -72,7 +69,7 @@ class ArmResult(_Frozen):
 
     name: str
     algorithm: dict[str, Any] | None = Field(description="None: the checkpoint before training")
-    metrics: dict[str, Estimate] = Field(description="over all seeds; keys of progrpo.metrics.EVAL_METRICS")
+    metrics: dict[str, Interval] = Field(description="over all seeds; keys of progrpo.metrics.EVAL_METRICS")
     curve: tuple[CurvePoint, ...] = Field(description="Pass@k at every k up to 64, then at growing steps")
     per_seed: tuple[SeedResult, ...]
     wall_time: WallTime
@@ -84,15 +81,6 @@ class ArmResult(_Frozen):
         return tuple(result.seed for result in self.per_seed if result.seed is not None)
 
 
-class PowerNote(_Frozen):
-    """What this comparison could have resolved of one metric, and what would resolve the difference it saw."""
-
-    power: float = Field(description="probability to resolve, that of the other fields")
-    detectable: float = Field(description="smallest true difference that is resolved, in the metric's unit")
-    problems_needed: int | None = Field(description="with these seeds; None: no number is enough")
-    seeds_needed: int | None = Field(description="of each arm, with these problems; None: none is enough or not known")
-
-
 class ArmDifference(_Frozen):
     """One arm minus the baseline, metric by metric."""
 
@@ -100,7 +88,7 @@ class ArmDifference(_Frozen):
     metrics: dict[str, Difference]
     curve: tuple[CurvePoint, ...] = Field(description="of Pass@k, at the k of the arm's own curve")
     power: dict[str, PowerNote] = Field(description="of the smallest and the largest k and of entropy")
-    superiority: Estimate = Field(
+    superiority: Interval = Field(
         description="probability that the arm solves a problem more often than the baseline, ties counting half"
     )
 
@@ -128,7 +116,7 @@ class RuleResult(_Frozen):
     threshold: float = Field(description="what the contrast is held against, in the metric's unit")
     candidate_value: float
     against_value: float
-    contrast: Estimate = Field(description="candidate - fraction x against, paired by problem")
+    contrast: Interval = Field(description="candidate - fraction x against, paired by problem")
     outcome: Literal["holds", "fails", "not_resolved"]
     reason: str
 
@@ -168,6 +156,11 @@ class Comparison(_Frozen):
     ability: tuple[AbilityResult, ...] = Field((), description="general ability; empty: not measured")
     warnings: tuple[str, ...]
     gate: GateResult | None = Field(None, description="None: no rules were given")
+
+    @property
+    def arm_names(self) -> tuple[str, ...]:
+        """Names of the arms, in their order."""
+        return tuple(arm.name for arm in self.arms)
 
     def arm(self, name: str) -> ArmResult:
         """Return the arm called ``name``."""

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from progrpo.config import ARM_NAME, START
 from progrpo.errors import ComparisonError, ManifestError
 from progrpo.evaluation.ability import ABILITY
+from progrpo.evaluation.resampling import Interval
 from progrpo.evaluation.table import ProblemTable, read_table
 from progrpo.manifest import MANIFEST_NAME, read_manifest, sha256_file
 from progrpo.metrics import read_jsonl
@@ -30,15 +31,8 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
 
-class Measured(_Part):
-    """A number of an evaluation with its interval over problems."""
-
-    value: float
-    low: float
-    high: float
-
-
-class PositionBin(Measured):
+@dataclass(frozen=True)
+class PositionBin(Interval):
     """Entropy, nats, over the tokens at positions ``start`` to ``end - 1``, the first being 0."""
 
     start: int
@@ -49,15 +43,15 @@ class ReliabilityBin(_Part):
     """Completions of about one confidence, and the fraction of them that is correct."""
 
     confidence: float
-    accuracy: Measured
+    accuracy: Interval
     num_completions: int
 
 
 class Calibration(_Part):
     """What c(o|q) says about correctness; no area under the ROC curve where all or none is correct."""
 
-    auroc: Measured | None
-    auroc_within: Measured | None = Field(description="mean over problems with both outcomes")
+    auroc: Interval | None
+    auroc_within: Interval | None = Field(description="mean over problems with both outcomes")
     bins: tuple[ReliabilityBin, ...]
 
 
@@ -84,7 +78,7 @@ class EvaluationSummary(_Part):
     hardware: str = "unknown"
     unscored: int = Field(0, ge=0)  # completions whose verifier failed
     versions: dict[str, str] = Field(default_factory=dict)
-    metrics: dict[str, Measured] = Field(default_factory=dict)
+    metrics: dict[str, Interval] = Field(default_factory=dict)
     curves: Curves = Curves()
     calibration: Calibration | None = None
 

@@ -17,27 +17,22 @@ from progrpo.comparison.result import (
     ArmResult,
     CurvePoint,
     Difference,
-    Estimate,
-    PowerNote,
     SeedResult,
     WallTime,
 )
 from progrpo.comparison.sources import Evaluation, Floats, Training
 from progrpo.config import CompareConfig
 from progrpo.evaluation.bootstrap import (
-    Bootstrap,
-    Bounds,
-    Curve,
-    Term,
+    Runs,
     bootstrap_curve,
     bootstrap_curve_difference,
     bootstrap_difference,
-    bootstrap_terms,
     probability_of_superiority,
     spread,
 )
-from progrpo.evaluation.power import power_note
-from progrpo.evaluation.table import MetricValues, curve_ks
+from progrpo.evaluation.power import PowerNote, power_note
+from progrpo.evaluation.resampling import Bootstrap, Bounds, Curve, Interval, Term, bootstrap_terms
+from progrpo.evaluation.table import curve_ks, term
 from progrpo.metrics import pass_at
 
 
@@ -60,10 +55,10 @@ def estimate_arm(
     first = evaluations[0].summary
     at = _curve_ks(evaluations, ks)
     curve = bootstrap_curve(
-        [_pass_at_ks(evaluation, at) for evaluation in evaluations], bounds=(0.0, 1.0), **_bootstrap(config)
+        [_pass_at_ks(evaluation, at) for evaluation in evaluations], bounds=(0.0, 1.0), **bootstrap_of(config)
     )
     points = {point.k: point for point in _points(at, curve)}
-    metrics = {pass_at(k): Estimate(value=points[k].value, low=points[k].low, high=points[k].high) for k in ks}
+    metrics = {pass_at(k): Interval(points[k].value, points[k].low, points[k].high) for k in ks}
     others = [name for name in names if name not in metrics]
     metrics |= _estimates([_term(1.0, evaluations, others)], others, _bounds(evaluations, others), config)
     runs = [trainings.get((e.arm, e.seed)) if e.seed is not None else None for e in evaluations]
@@ -92,18 +87,18 @@ def subtract(
         [(_pass_at_ks(evaluation, at), None) for evaluation in arm],
         [(_pass_at_ks(evaluation, at), None) for evaluation in baseline],
         bounds=(0.0, 1.0),
-        **_bootstrap(config),
+        **bootstrap_of(config),
     )
     points = {point.k: point for point in _points(at, curve)}
-    metrics = {pass_at(k): _difference(points[k]) for k in ks}
+    metrics = {pass_at(k): difference_of(points[k]) for k in ks}
     others = [name for name in names if name not in metrics]
     spreads = [spread(each) for each in _bounds(arm, others)]
     terms = [_term(1.0, arm, others), _term(-1.0, baseline, others)]
-    metrics |= {name: _difference(each) for name, each in _estimates(terms, others, spreads, config).items()}
+    metrics |= {name: difference_of(each) for name, each in _estimates(terms, others, spreads, config).items()}
     superiority = probability_of_superiority(
         [evaluation.table.values(pass_at(1)).numerators for evaluation in arm],
         [evaluation.table.values(pass_at(1)).numerators for evaluation in baseline],
-        **_bootstrap(config),
+        **bootstrap_of(config),
     )
     return ArmDifference(
         arm=arm[0].arm,
@@ -113,7 +108,7 @@ def subtract(
             name: _power(arm, baseline, name, config)
             for name in (*dict.fromkeys(map(pass_at, (ks[0], ks[-1]))), "eval/entropy")
         },
-        superiority=Estimate(value=superiority.value, low=superiority.low, high=superiority.high),
+        superiority=superiority,
     )
 
 
@@ -133,42 +128,30 @@ def _points(ks: Sequence[int], curve: Curve) -> Iterator[CurvePoint]:
 
 
 def _power(arm: Sequence[Evaluation], baseline: Sequence[Evaluation], name: str, config: CompareConfig) -> PowerNote:
-    sides = ([evaluation.table.values(name) for evaluation in side] for side in (arm, baseline))
-    pairs = [[(values.numerators, values.denominators) for values in side] for side in sides]
-    bounds = arm[0].table.values(name).bounds
-    note = power_note(pairs[0], pairs[1], bounds=bounds, **_bootstrap(config))
-    return PowerNote(
-        power=note.power,
-        detectable=note.detectable,
-        problems_needed=note.problems_needed,
-        seeds_needed=note.seeds_needed,
-    )
+    (bounds,) = _bounds(arm, [name])
+    return power_note(_runs(arm, name), _runs(baseline, name), bounds=bounds, **bootstrap_of(config))
 
 
-def _bootstrap(config: CompareConfig) -> Bootstrap:
+def _runs(evaluations: Sequence[Evaluation], name: str) -> Runs:
+    values = [evaluation.table.values(name) for evaluation in evaluations]
+    return [(each.numerators, each.denominators) for each in values]
+
+
+def bootstrap_of(config: CompareConfig) -> Bootstrap:
+    """Return how the intervals of a comparison are made."""
     return Bootstrap(num_resamples=config.num_resamples, level=config.level, seed=config.seed)
 
 
 def _estimates(
     terms: Sequence[Term], names: Sequence[str], bounds: Sequence[Bounds | None], config: CompareConfig
-) -> dict[str, Estimate]:
+) -> dict[str, Interval]:
     """Estimate many metrics from one resampling."""
-    curve = bootstrap_terms(terms, bounds, **_bootstrap(config))
-    return {
-        name: Estimate(value=float(curve.value[i]), low=float(curve.low[i]), high=float(curve.high[i]))
-        for i, name in enumerate(names)
-    }
+    curve = bootstrap_terms(terms, bounds, **bootstrap_of(config))
+    return {name: curve.interval(i) for i, name in enumerate(names)}
 
 
 def _term(sign: float, evaluations: Sequence[Evaluation], names: Sequence[str]) -> Term:
-    values = [[evaluation.table.values(name) for name in names] for evaluation in evaluations]
-    num_SPK = np.stack([np.stack([each.numerators for each in row], axis=1) for row in values])
-    den_SPK = np.stack([np.stack([_denominators(each) for each in row], axis=1) for row in values])
-    return Term(sign, num_SPK, den_SPK)
-
-
-def _denominators(values: MetricValues) -> Floats:
-    return np.ones(len(values.numerators)) if values.denominators is None else values.denominators
+    return term([evaluation.table for evaluation in evaluations], names, sign)
 
 
 def _bounds(evaluations: Sequence[Evaluation], names: Sequence[str]) -> list[Bounds | None]:
@@ -177,38 +160,28 @@ def _bounds(evaluations: Sequence[Evaluation], names: Sequence[str]) -> list[Bou
 
 def contrast(
     arm: Sequence[Evaluation], other: Sequence[Evaluation], name: str, config: CompareConfig, *, fraction: float = 1.0
-) -> Estimate:
+) -> Interval:
     """Estimate ``arm - fraction x other`` of one metric, paired by problem.
 
     With a fraction below 1 this asks how much of the other's value the arm keeps, without dividing by an estimate that
     may be near 0.
     """
-    arms, others = ([evaluation.table.values(name) for evaluation in side] for side in (arm, other))
-    bounds = arms[0].bounds
+    (bounds,) = _bounds(arm, [name])
     if bounds is not None:
         bounds = (min(bounds[0], fraction * bounds[0]), max(bounds[1], fraction * bounds[1]))
-    interval = bootstrap_difference(
-        [(values.numerators, values.denominators) for values in arms],
-        [(fraction * values.numerators, values.denominators) for values in others],
-        bounds=bounds,
-        **_bootstrap(config),
-    )
-    return Estimate(value=interval.value, low=interval.low, high=interval.high)
+    scaled = [(fraction * np.asarray(numerators), denominators) for numerators, denominators in _runs(other, name)]
+    return bootstrap_difference(_runs(arm, name), scaled, bounds=bounds, **bootstrap_of(config))
 
 
-def _difference(estimate: Estimate) -> Difference:
-    return Difference(
-        value=estimate.value,
-        low=estimate.low,
-        high=estimate.high,
-        resolved=estimate.low > 0 or estimate.high < 0,
-    )
+def difference_of(interval: Interval) -> Difference:
+    """Return the interval of a difference with what it says: resolved where it excludes 0."""
+    return Difference(interval.value, interval.low, interval.high, resolved=interval.excludes(0))
 
 
 def point_estimate(evaluations: Sequence[Evaluation], name: str) -> float:
     """Return the value of a metric, pooled over the seeds of an arm."""
     parts = [evaluation.table.values(name) for evaluation in evaluations]
-    total = sum(_denominators(values).sum() for values in parts)
+    total = sum(values.all_denominators.sum() for values in parts)
     return float(sum(values.numerators.sum() for values in parts) / total)
 
 

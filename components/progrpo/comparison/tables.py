@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from progrpo.comparison.result import AbilityResult, ArmDifference, ArmResult, Comparison, Difference, Estimate
+from progrpo.comparison.result import AbilityResult, ArmDifference, ArmResult, Comparison, Difference
 from progrpo.config import START
+from progrpo.evaluation.resampling import Interval
 from progrpo.metrics import EVAL_METRICS, pass_at
 
 NOT_RESOLVED = "not resolved"
@@ -221,7 +222,7 @@ def number(name: str, value: float) -> str:
     return f"{value * scale:.{digits}f}"
 
 
-def estimate_cell(name: str, estimate: Estimate) -> Cell:
+def estimate_cell(name: str, estimate: Interval) -> Cell:
     """Format an arm's estimate; fractions as percentages."""
     return Cell(number(name, estimate.value), f"[{number(name, estimate.low)}, {number(name, estimate.high)}]")
 

@@ -11,7 +11,8 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from progrpo.config.base import Config
 
-_QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|[kMGTP]i?)?$"
+# What resource.ParseQuantity of k8s.io/apimachinery takes (pkg/api/resource/quantity.go, suffix.go), without a sign.
+_QUANTITY = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([numkMGTPE]|[KMGTPE]i|[eE][-+]?[0-9]+)?$"
 _NAME = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 LabelKey = Annotated[str, StringConstraints(pattern=rf"^([a-z0-9.-]{{1,253}}/)?{_NAME}$")]
 LabelValue = Annotated[str, StringConstraints(pattern=rf"^({_NAME})?$")]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,20 +50,12 @@ class Problem:
     difficulty: float | None = None
 
 
-def write_problems(problems: list[Problem], path: Path) -> None:
-    """Write one split as parquet."""
-    rows: list[dict[str, Any]] = [
-        {
-            "problem_id": problem.id,
-            "prompt": problem.prompt,
-            "answer": problem.answer,
-            "task": problem.task,
-            "source": problem.source,
-            "difficulty": problem.difficulty,
-        }
-        for problem in problems
+def problems_table(problems: Sequence[Problem]) -> pa.Table:
+    """Return problems as rows of :data:`SCHEMA`."""
+    rows = [
+        {"problem_id": problem.id} | {name: getattr(problem, name) for name in SCHEMA.names[1:]} for problem in problems
     ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def load_problems(directory: Path, split: Split) -> list[Problem]:

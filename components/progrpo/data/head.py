@@ -51,9 +51,8 @@ def _copy_head(file: Any, path: Path, uri: str, columns: tuple[str, ...]) -> Non
     import pyarrow.parquet as pq
 
     try:
-        whole = pq.ParquetFile(
-            file, pre_buffer=False, buffer_size=HEAD_BYTES
-        )  # pages as they are read, not all at once
+        # Pages as they are read, not all at once.
+        whole = pq.ParquetFile(file, pre_buffer=False, buffer_size=HEAD_BYTES)
         check_columns(whole.schema_arrow.names, columns, uri)
         batch = next(whole.iter_batches(HEAD_ROWS, columns=list(columns)), None)
         table = pa.Table.from_batches([] if batch is None else [batch], whole.schema_arrow if batch is None else None)
@@ -87,9 +86,8 @@ class _Object(io.RawIOBase):
         last = min(self._position + len(buffer), self._size) - 1
         if last < self._position:
             return 0
-        part = self._client.get_object(Bucket=self._bucket, Key=self._key, Range=f"bytes={self._position}-{last}")[
-            "Body"
-        ].read()
+        span = f"bytes={self._position}-{last}"
+        part = self._client.get_object(Bucket=self._bucket, Key=self._key, Range=span)["Body"].read()
         buffer[: len(part)] = part
         self._position += len(part)
         return len(part)

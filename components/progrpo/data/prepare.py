@@ -13,9 +13,11 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from progrpo.config import CountdownSource, DatasetConfig, FileSource
 from progrpo.data import countdown
-from progrpo.data.dataset import Message, Problem, write_problems
+from progrpo.data.dataset import Message, Problem, problems_table
 from progrpo.data.read import BadLine, read_rows
 from progrpo.errors import DataError
 from progrpo.manifest import Manifest, write_manifest
@@ -52,8 +54,8 @@ def prepare_dataset(config: DatasetConfig, output: Path, *, progress: Progress |
     else:
         train, evaluation = _from_files(config, config.source, report)
     with finished_directory(output) as directory:
-        write_problems(train, directory / "train.parquet")
-        write_problems(evaluation, directory / "eval.parquet")
+        pq.write_table(problems_table(train), directory / "train.parquet")
+        pq.write_table(problems_table(evaluation), directory / "eval.parquet")
         summary = report.summary(len(train), len(evaluation))
         (directory / "report.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")
         manifest = write_manifest(

@@ -23,7 +23,8 @@ from typing import Any, Literal
 from progrpo.config import AbilityConfig, parse
 from progrpo.environment import describe_hardware, library_versions, resolve_device
 from progrpo.errors import ComparisonError, ConfigError, ProGRPOError
-from progrpo.evaluation.bootstrap import Bootstrap, Interval, bootstrap_difference, bootstrap_mean
+from progrpo.evaluation.bootstrap import bootstrap_difference, bootstrap_mean
+from progrpo.evaluation.resampling import Bootstrap, Interval
 from progrpo.evaluation.summary import BOOTSTRAP
 from progrpo.evaluation.table import RATE
 from progrpo.manifest import MANIFEST_NAME, Manifest, read_manifest, write_atomic, write_manifest

@@ -9,92 +9,32 @@ How intervals are made, and why so, is in :mod:`progrpo.evaluation.resampling`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from progrpo.errors import DataError
-from progrpo.evaluation.resampling import (
-    Array,
-    Bootstrap,
-    Bounds,
-    Curve,
-    Interval,
-    Term,
-    bootstrap_terms,
-)
+from progrpo.evaluation.resampling import Bootstrap, Bounds, Curve, Interval, Term, bootstrap_terms
 
-__all__ = [
-    "Array",
-    "Bootstrap",
-    "Bounds",
-    "Curve",
-    "Interval",
-    "Term",
-    "bootstrap_curve",
-    "bootstrap_curve_difference",
-    "bootstrap_difference",
-    "bootstrap_hierarchical",
-    "bootstrap_mean",
-    "bootstrap_ratio",
-    "bootstrap_terms",
-    "difference_terms",
-    "probability_of_superiority",
-    "spread",
-]
+Runs = Sequence[tuple[npt.ArrayLike, npt.ArrayLike | None]]
+"""One arm: of each training seed the numerators and the denominators, None where all are 1."""
 
 
-def bootstrap_mean(
-    values: npt.ArrayLike,
-    *,
-    bounds: Bounds | None = None,
-    num_resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
+def bootstrap_mean(values: npt.ArrayLike, *, bounds: Bounds | None = None, **bootstrap: Unpack[Bootstrap]) -> Interval:
     """Return the mean over problems and its interval.
 
     Args:
         values: [P], one number a problem.
         bounds: least and greatest number a problem can have, (0, 1) for rates; None: it has none, and part 3 of the
             interval is left out.
-        num_resamples: R.
-        level: coverage asked of the interval, between 0 and 1.
-        seed: of the resampling.
+        **bootstrap: level, R and seed, as all functions here take them.
 
     Raises:
         DataError: no or non-finite values, or values outside of the bounds.
         ConfigError: a level or a number of resamples out of range.
     """
-    return bootstrap_hierarchical([values], bounds=bounds, num_resamples=num_resamples, level=level, seed=seed)
-
-
-def bootstrap_ratio(
-    numerators: npt.ArrayLike,
-    denominators: npt.ArrayLike,
-    *,
-    bounds: Bounds | None = None,
-    num_resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Return ``sum(numerators) / sum(denominators)`` and its interval; a problem is weighted with both its numbers.
-
-    Args:
-        numerators: [P].
-        denominators: [P], >= 0, one of them > 0.
-        bounds: of a problem's ratio; see :func:`bootstrap_mean`, as the rest.
-        num_resamples: see there.
-        level: see there.
-        seed: see there.
-
-    Raises:
-        DataError: values that are missing, non-finite, of different lengths, or denominators < 0 or all 0.
-        ConfigError: a level or a number of resamples out of range.
-    """
-    return bootstrap_hierarchical(
-        [numerators], [denominators], bounds=bounds, num_resamples=num_resamples, level=level, seed=seed
-    )
+    return bootstrap_hierarchical([values], bounds=bounds, **bootstrap)
 
 
 def bootstrap_hierarchical(
@@ -102,9 +42,7 @@ def bootstrap_hierarchical(
     denominators: Sequence[npt.ArrayLike] | None = None,
     *,
     bounds: Bounds | None = None,
-    num_resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+    **bootstrap: Unpack[Bootstrap],
 ) -> Interval:
     """Return the ratio of sums pooled over training seeds and problems, and its interval over both.
 
@@ -119,27 +57,17 @@ def bootstrap_hierarchical(
     Args:
         numerators: S arrays [P], one a training seed, the same problems in the same order.
         denominators: as ``numerators``, >= 0; absent: all 1, the statistic is a mean.
-        bounds: of a problem's ratio; see :func:`bootstrap_mean`, as the rest.
-        num_resamples: see there.
-        level: see there.
-        seed: see there.
+        bounds: of a problem's ratio; see :func:`bootstrap_mean`, also for ``**bootstrap``.
 
     Raises:
         DataError: values that are missing, non-finite, of different lengths, or denominators < 0 or all 0.
         ConfigError: a level or a number of resamples out of range.
     """
-    term = _term("values", 1.0, numerators, denominators)
-    return _only(bootstrap_terms([term], bounds, num_resamples=num_resamples, level=level, seed=seed))
+    return bootstrap_curve(numerators, denominators, bounds=bounds, **bootstrap).interval(0)
 
 
 def bootstrap_difference(
-    arm: Sequence[tuple[npt.ArrayLike, npt.ArrayLike | None]],
-    baseline: Sequence[tuple[npt.ArrayLike, npt.ArrayLike | None]],
-    *,
-    bounds: Bounds | None = None,
-    num_resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+    arm: Runs, baseline: Runs, *, bounds: Bounds | None = None, **bootstrap: Unpack[Bootstrap]
 ) -> Interval:
     """Return ``arm - baseline`` of the pooled ratio and its interval, paired by problem.
 
@@ -148,19 +76,15 @@ def bootstrap_difference(
     :func:`bootstrap_hierarchical` for what few seeds cannot show.
 
     Args:
-        arm: S pairs, one a training seed, of numerators [P] and denominators [P] (None: all 1).
+        arm: S pairs of arrays [P].
         baseline: the same for the baseline, S may differ; the same problems in the same order.
-        bounds: of one arm's ratio on a problem; see :func:`bootstrap_mean`, as the rest.
-        num_resamples: see there.
-        level: see there.
-        seed: see there.
+        bounds: of one arm's ratio on a problem; see :func:`bootstrap_mean`, also for ``**bootstrap``.
 
     Raises:
         DataError: values that are missing, non-finite, of different lengths, or denominators < 0 or all 0.
         ConfigError: a level or a number of resamples out of range.
     """
-    terms = difference_terms(arm, baseline)
-    return _only(bootstrap_terms(terms, spread(bounds), num_resamples=num_resamples, level=level, seed=seed))
+    return bootstrap_curve_difference(arm, baseline, bounds=bounds, **bootstrap).interval(0)
 
 
 def bootstrap_curve(
@@ -168,9 +92,7 @@ def bootstrap_curve(
     denominators: Sequence[npt.ArrayLike] | None = None,
     *,
     bounds: Bounds | None = None,
-    num_resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+    **bootstrap: Unpack[Bootstrap],
 ) -> Curve:
     """Return K ratios over the same problems, such as Pass@k at every k, with intervals and a simultaneous band.
 
@@ -180,53 +102,37 @@ def bootstrap_curve(
     Args:
         values: S arrays [P, K], one a training seed.
         denominators: as ``values``, >= 0, for each column one of them > 0; absent: all 1.
-        bounds: of each entry's ratio; see :func:`bootstrap_mean`, as the rest.
-        num_resamples: see there.
-        level: see there.
-        seed: see there.
+        bounds: of each entry's ratio; see :func:`bootstrap_mean`, also for ``**bootstrap``.
 
     Raises:
         DataError: as :func:`bootstrap_hierarchical`.
         ConfigError: a level or a number of resamples out of range.
     """
     term = _term("values", 1.0, values, denominators)
-    return bootstrap_terms([term], bounds, num_resamples=num_resamples, level=level, seed=seed)
+    return bootstrap_terms([term], bounds, **bootstrap)
 
 
 def bootstrap_curve_difference(
-    arm: Sequence[tuple[npt.ArrayLike, npt.ArrayLike | None]],
-    baseline: Sequence[tuple[npt.ArrayLike, npt.ArrayLike | None]],
-    *,
-    bounds: Bounds | None = None,
-    num_resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+    arm: Runs, baseline: Runs, *, bounds: Bounds | None = None, **bootstrap: Unpack[Bootstrap]
 ) -> Curve:
     """Return ``arm - baseline`` of K ratios, paired by problem, with intervals and a simultaneous band.
 
     Args:
-        arm: S pairs of numerators [P, K] and denominators [P, K] (None: all 1).
+        arm: S pairs of arrays [P, K].
         baseline: the same for the baseline.
         bounds: of one arm's entries; see :func:`bootstrap_curve`, as the rest.
-        num_resamples: see there.
-        level: see there.
-        seed: see there.
+        **bootstrap: see there.
 
     Raises:
         DataError: as :func:`bootstrap_difference`.
         ConfigError: a level or a number of resamples out of range.
     """
     terms = difference_terms(arm, baseline)
-    return bootstrap_terms(terms, spread(bounds), num_resamples=num_resamples, level=level, seed=seed)
+    return bootstrap_terms(terms, spread(bounds), **bootstrap)
 
 
 def probability_of_superiority(
-    arm: Sequence[npt.ArrayLike],
-    baseline: Sequence[npt.ArrayLike],
-    *,
-    num_resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+    arm: Sequence[npt.ArrayLike], baseline: Sequence[npt.ArrayLike], **bootstrap: Unpack[Bootstrap]
 ) -> Interval:
     """Return how probable it is that a run of the arm beats one of the baseline on a problem, ties counting half.
 
@@ -237,9 +143,7 @@ def probability_of_superiority(
     Args:
         arm: S arrays [P], a score for each problem, such as Pass@1.
         baseline: the same for the baseline, S may differ.
-        num_resamples: see :func:`bootstrap_mean`, as the rest.
-        level: see there.
-        seed: see there.
+        **bootstrap: see :func:`bootstrap_mean`.
 
     Raises:
         DataError: values that are missing, non-finite or of different lengths.
@@ -252,13 +156,10 @@ def probability_of_superiority(
     of_arm, of_base = better_SSP.mean(1)[..., None], better_SSP.mean(0)[..., None]
     both = better_SSP.mean((0, 1))[None, :, None]
     terms = [Term(1.0, of_arm, None), Term(1.0, of_base, None), Term(-1.0, both, None)]
-    return _only(bootstrap_terms(terms, (0.0, 1.0), num_resamples=num_resamples, level=level, seed=seed))
+    return bootstrap_terms(terms, (0.0, 1.0), **bootstrap).interval(0)
 
 
-def difference_terms(
-    arm: Sequence[tuple[npt.ArrayLike, npt.ArrayLike | None]],
-    baseline: Sequence[tuple[npt.ArrayLike, npt.ArrayLike | None]],
-) -> list[Term]:
+def difference_terms(arm: Runs, baseline: Runs) -> list[Term]:
     """Return the terms of ``arm - baseline``; see :func:`bootstrap_difference`."""
     terms = [_term_of_pairs("arm", 1.0, arm), _term_of_pairs("baseline", -1.0, baseline)]
     problems = [term.num_SPK.shape[1:] for term in terms]
@@ -275,11 +176,7 @@ def spread(bounds: Bounds | None) -> Bounds | None:
     return None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])
 
 
-def _only(curve: Curve) -> Interval:
-    return Interval(float(curve.value[0]), float(curve.low[0]), float(curve.high[0]))
-
-
-def _term_of_pairs(name: str, sign: float, pairs: Sequence[tuple[npt.ArrayLike, npt.ArrayLike | None]]) -> Term:
+def _term_of_pairs(name: str, sign: float, pairs: Runs) -> Term:
     if all(denominator is None for _, denominator in pairs):
         return _term(name, sign, [numerator for numerator, _ in pairs], None)
     return _term(name, sign, [n for n, _ in pairs], [np.ones(np.shape(n)) if d is None else d for n, d in pairs])

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from progrpo.evaluation.bootstrap import Array, Bootstrap, Interval, bootstrap_curve, bootstrap_ratio
+from progrpo.evaluation.bootstrap import bootstrap_curve, bootstrap_hierarchical
+from progrpo.evaluation.resampling import Array, Bootstrap, Interval
 from progrpo.evaluation.student import student_t_quantile
 from progrpo.evaluation.table import RATE, ProblemTable
 
@@ -36,9 +37,7 @@ def calibration(table: ProblemTable, bootstrap: Bootstrap) -> dict[str, Any]:
     each_P = auroc_of_rows(confidence_Pn, correct_Pn)
     known_P = np.isfinite(each_P)
     if known_P.any():
-        within = asdict(
-            bootstrap_ratio(np.where(known_P, each_P, 0.0), known_P.astype(np.float64), bounds=RATE, **bootstrap)
-        )
+        within = asdict(bootstrap_hierarchical([np.where(known_P, each_P, 0.0)], [known_P], bounds=RATE, **bootstrap))
     edges = np.unique(np.quantile(confidence_Pn, np.linspace(0, 1, NUM_BINS + 1)))
     bin_Pn = np.clip(np.searchsorted(edges, confidence_Pn, side="right") - 1, 0, max(len(edges) - 2, 0))
     num_bins = int(bin_Pn.max()) + 1
@@ -52,13 +51,11 @@ def calibration(table: ProblemTable, bootstrap: Bootstrap) -> dict[str, Any]:
             "confidence_low": float(edges[b]),
             "confidence_high": float(edges[min(b + 1, len(edges) - 1)]),
             "confidence": float(sum_PB[:, b].sum() / count_PB[:, b].sum()),
-            "accuracy": {
-                "value": float(accuracy.value[i]), "low": float(accuracy.low[i]), "high": float(accuracy.high[i]),
-            },
+            "accuracy": asdict(accuracy.interval(i)),
             "num_completions": int(count_PB[:, b].sum()),
         }
         for i, b in enumerate(map(int, used))
-    ]  # fmt: skip
+    ]
     return {"auroc": overall, "auroc_within": within, "bins": bins}
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from progrpo.checkpoints.loading import check_room, context_length, load_tokenizer, render_prompts
 from progrpo.checkpoints.preflight import chat_template_digest
 from progrpo.config import START, Arm, EvaluateConfig
-from progrpo.data.dataset import Problem, load_problems
+from progrpo.data.dataset import Problem, load_problems, problems_table
 from progrpo.environment import describe_hardware, library_versions, resolve_device
 from progrpo.errors import ConfigError, DataError, ManifestError
 from progrpo.evaluation.ability import ABILITY, check_ability, measure_ability
@@ -197,14 +197,7 @@ def _measure_ability(config: EvaluateConfig, checkpoint: Path, digest: str, outp
 
 def _write_problems(path: Path, problems: Sequence[Problem], statistics: Sequence[ProblemStatistics]) -> None:
     """Keep the problems beside the completions, so that a report needs no other artifact to show both."""
-    columns = {
-        "problem_id": [problem.id for problem in problems],
-        "prompt": [list(problem.prompt) for problem in problems],
-        "answer": [problem.answer for problem in problems],
-        "task": [problem.task for problem in problems],
-        "source": [problem.source for problem in problems],
-        "difficulty": pa.array([problem.difficulty for problem in problems], pa.float64()),
-        "self_bleu": pa.array([of.self_bleu for of in statistics], pa.float32()),
-        "distinct_ngram_frac": pa.array([of.distinct_ngram_frac for of in statistics], pa.float32()),
-    }
-    pq.write_table(pa.table(columns), path)
+    table = problems_table(problems)
+    for name in ("self_bleu", "distinct_ngram_frac"):
+        table = table.append_column(name, pa.array([getattr(of, name) for of in statistics], pa.float32()))
+    pq.write_table(table, path)

@@ -37,9 +37,7 @@ def pass_at_k(num_samples: int | npt.ArrayLike, num_correct: npt.ArrayLike, k: i
             f"got shapes {correct_P.shape} and {samples_P.shape}."
         )
     samples_P = np.broadcast_to(samples_P, correct_P.shape)
-    if (wrong := np.flatnonzero((correct_P < 0) | (correct_P > samples_P))).size:
-        p = wrong[0]
-        raise DataError(f"problem {p}: {correct_P[p]} correct of {samples_P[p]} completions; allowed is 0 to n.")
+    _refuse_impossible(correct_P, samples_P)
     if k < 1 or (samples_P.size and k > samples_P.min()):
         least = samples_P.min() if samples_P.size else "n"
         raise ConfigError(
@@ -112,9 +110,7 @@ def at_least_correct(num_samples: int, num_correct: npt.ArrayLike, k: int) -> np
         DataError: counts that are not integers, negative, or with c > n.
     """
     correct_P = _counts("num_correct", num_correct)
-    if (wrong := np.flatnonzero((correct_P < 0) | (correct_P > num_samples))).size:
-        p = wrong[0]
-        raise DataError(f"problem {p}: {correct_P[p]} correct of {num_samples} completions; allowed is 0 to n.")
+    _refuse_impossible(correct_P, np.full_like(correct_P, num_samples))
     if not 1 <= k <= num_samples:
         raise ConfigError(f"k = {k}, but G-Pass@k needs 1 <= k <= n = {num_samples} completions a problem.")
 
@@ -134,6 +130,12 @@ def at_least_correct(num_samples: int, num_correct: npt.ArrayLike, k: int) -> np
     at_least_CK = exactly_CK[:, ::-1].cumsum(1)[:, ::-1]
     result_PK: npt.NDArray[np.float64] = np.minimum(at_least_CK / at_least_CK[:, :1], 1.0)[index_P]
     return result_PK
+
+
+def _refuse_impossible(correct_P: npt.NDArray[np.int64], samples_P: npt.NDArray[np.int64]) -> None:
+    if (wrong := np.flatnonzero((correct_P < 0) | (correct_P > samples_P))).size:
+        p = wrong[0]
+        raise DataError(f"problem {p}: {correct_P[p]} correct of {samples_P[p]} completions; allowed is 0 to n.")
 
 
 def _counts(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int64]:

@@ -4,59 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Unpack
 
 import numpy as np
-import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
 
-from progrpo.evaluation.bootstrap import difference_terms, spread
-from progrpo.evaluation.resampling import Array, bootstrap_terms, variance_parts, welch_df
+from progrpo.evaluation.bootstrap import Runs, difference_terms, spread
+from progrpo.evaluation.resampling import DEFAULT_LEVEL, Array, Bootstrap, bootstrap_terms, variance_parts, welch_df
 from progrpo.evaluation.student import student_t_quantile
 
 _MOST = 10**9  # problems or seeds beyond which nobody asks
 
 
-@dataclass(frozen=True)
-class Power:
-    """A power note, see :func:`power_note`.
+class PowerNote(BaseModel):
+    """What a comparison could have resolved of one metric, and what would resolve a difference."""
 
-    Attributes:
-        difference: arm minus baseline, as seen.
-        detectable: the smallest true difference that a study like this one resolves with probability ``power``.
-        target: the difference that ``problems_needed`` and ``seeds_needed`` are for.
-        power: see ``detectable``.
-        num_problems: P.
-        num_seeds: of the arm and of the baseline.
-        problems_needed: with these seeds, to resolve ``target`` with ``power``; None: no number is enough, the spread
-            between training runs alone hides it.
-        seeds_needed: of each arm, with these problems; None: no number is enough, or the runs are one of each arm and
-            say nothing of their spread.
-        text: all of it in words.
-    """
-
-    difference: float
-    detectable: float
-    target: float
-    power: float
-    num_problems: int
-    num_seeds: tuple[int, int]
-    problems_needed: int | None
-    seeds_needed: int | None
-    text: str
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    power: float = Field(description="probability to resolve, that of the other fields")
+    detectable: float = Field(description="smallest true difference that is resolved, in the metric's unit")
+    problems_needed: int | None = Field(description="with these seeds; None: no number is enough")
+    seeds_needed: int | None = Field(description="of each arm, with these problems; None: none is enough or not known")
 
 
 def power_note(
-    arm: Sequence[tuple[npt.ArrayLike, npt.ArrayLike | None]],
-    baseline: Sequence[tuple[npt.ArrayLike, npt.ArrayLike | None]],
+    arm: Runs,
+    baseline: Runs,
     *,
     bounds: tuple[float, float] | None = None,
     target: float | None = None,
     power: float = 0.8,
-    num_resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Power:
+    **bootstrap: Unpack[Bootstrap],
+) -> PowerNote:
     """Return which differences this study resolves, and what would resolve ``target``.
 
     The half-width is that of the interval which :func:`progrpo.evaluation.bootstrap.bootstrap_difference` gives; the
@@ -66,28 +45,27 @@ def power_note(
     seeds, a guess.
 
     Args:
-        arm: S pairs, one a training seed, of numerators [P] and denominators [P] (None: all 1).
+        arm: S pairs of arrays [P].
         baseline: the same for the baseline.
         bounds: of one arm's ratio on a problem.
         target: a difference to ask for, not 0; absent: the one seen.
         power: probability to resolve it, between 0 and 1.
-        num_resamples: of the interval, as ``level`` and ``seed``.
-        level: see there.
-        seed: see there.
+        **bootstrap: of the interval.
 
     Raises:
         DataError: as :func:`progrpo.evaluation.bootstrap.bootstrap_difference`.
         ConfigError: a level or a number of resamples out of range.
     """
     terms = difference_terms(arm, baseline)
-    interval = bootstrap_terms(terms, spread(bounds), num_resamples=num_resamples, level=level, seed=seed)
+    interval = bootstrap_terms(terms, spread(bounds), **bootstrap)
     _, problems, seeds = variance_parts(terms)
     difference = float(interval.value[0])
     half = max(float(interval.high[0]) - difference, difference - float(interval.low[0]))
     se = math.sqrt(float(problems[0]) + sum(float(part[0]) for part, _ in seeds))
     detectable = half + NormalDist().inv_cdf(power) * se
     wanted = abs(difference if target is None else target)
-    num_problems, num_seeds = terms[0].num_SPK.shape[1], (len(terms[0].num_SPK), len(terms[1].num_SPK))
+    num_problems = terms[0].num_SPK.shape[1]
+    level = bootstrap.get("level", DEFAULT_LEVEL)
     unseen = 0.0 if bounds is None else bounds[1] - bounds[0]
 
     def reaches(more_problems: float, more_seeds: float) -> bool:
@@ -99,19 +77,9 @@ def power_note(
     needed_problems = _smallest(num_problems, lambda count: reaches(count / num_problems, 1.0)) if wanted else None
     needed_seeds = None
     if wanted and seeds:
-        first = max(num_seeds)
+        first = max(len(term.num_SPK) for term in terms)
         needed_seeds = _smallest(first, lambda count: reaches(1.0, count / first))
-    return Power(
-        difference=difference,
-        detectable=detectable,
-        target=wanted,
-        power=power,
-        num_problems=num_problems,
-        num_seeds=num_seeds,
-        problems_needed=needed_problems,
-        seeds_needed=needed_seeds,
-        text=_text(detectable, wanted, power, num_problems, num_seeds, needed_problems, needed_seeds),
-    )
+    return PowerNote(power=power, detectable=detectable, problems_needed=needed_problems, seeds_needed=needed_seeds)
 
 
 def detectable_difference(
@@ -153,29 +121,3 @@ def _smallest(start: int, enough: Callable[[int], bool]) -> int | None:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return start if enough(start) else high
-
-
-def _text(
-    detectable: float,
-    wanted: float,
-    power: float,
-    num_problems: int,
-    num_seeds: tuple[int, int],
-    problems: int | None,
-    seeds: int | None,
-) -> str:
-    arms = f"{num_seeds[0]}" if num_seeds[0] == num_seeds[1] else f"{num_seeds[0]} and {num_seeds[1]}"
-    text = (
-        f"With {num_problems} problems and {arms} training seeds an arm, a true difference under {detectable:.3g} is "
-        f"resolved in less than {power:.0%} of such studies."
-    )
-    if not wanted or (problems is not None and problems <= num_problems):
-        return text
-    ways = [
-        f"{problems} problems" if problems is not None else "",
-        f"{seeds} seeds an arm" if seeds is not None else "",
-    ]
-    named = " or ".join(way for way in ways if way)
-    if not named:
-        return text + f" Neither more problems nor more seeds alone would resolve {wanted:.3g}."
-    return text + f" To resolve {wanted:.3g} would take about {named}."

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from progrpo.config import EvaluateConfig
 from progrpo.data.dataset import Problem
 from progrpo.rewards import VERIFIER_VERSIONS
 
-FREE_KEYS = frozenset({"seed", "dtype", "engine", "digest"})
-"""May differ between comparable evaluations: which completions are drawn, and how fast."""
+FREE_KEYS = frozenset({"seed", "max_problems", "dtype", "engine", "digest"})
+"""May differ between comparable evaluations: which completions are drawn, and with what arithmetic; that the problems
+agree, however they were chosen, is checked one by one; the digest sums up the other keys."""
 
 
 def protocol_record(
@@ -45,15 +46,6 @@ def protocol_record(
         "verifier": {task: VERIFIER_VERSIONS[task] for task in sorted({problem.task for problem in problems})},
     }
     return record | {"digest": _digest({key: value for key, value in record.items() if key not in FREE_KEYS})}
-
-
-def protocol_differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the keys in which two records differ in a way that matters, with both values; None: not recorded."""
-    return {
-        key: (first.get(key), other.get(key))
-        for key in sorted({*first, *other} - FREE_KEYS)
-        if first.get(key) != other.get(key)
-    }
 
 
 def _digest(content: Any) -> str:

@@ -29,12 +29,17 @@ from progrpo.evaluation.student import student_t_quantile
 
 Array = npt.NDArray[np.float64]
 Bounds = tuple[float, float]
+DEFAULT_LEVEL = 0.95
 _CHUNK_ELEMENTS = 1 << 20  # weights held at a time, R x P
 _EXTREME_WEIGHT = 2 / 3  # of the pseudo-problem, part 2 of the interval
 
 
-class Bootstrap(TypedDict):
-    """The settings that all functions here share."""
+class Bootstrap(TypedDict, total=False):
+    """The settings that all functions share, and what they are if left out.
+
+    ``num_resamples``: R, 2000. ``level``: coverage asked of an interval, between 0 and 1, 0.95. ``seed``: of the
+    resampling, 0.
+    """
 
     num_resamples: int
     level: float
@@ -64,6 +69,10 @@ class Curve:
     band_low: Array
     band_high: Array
 
+    def interval(self, i: int) -> Interval:
+        """Return estimate ``i`` of the K."""
+        return Interval(float(self.value[i]), float(self.low[i]), float(self.high[i]))
+
 
 class Term(NamedTuple):
     """One arm's part in a statistic: ``sign`` times the ratio of sums over its seeds and problems.
@@ -89,7 +98,7 @@ def bootstrap_terms(
     *,
     curves: Sequence[int] | None = None,
     num_resamples: int = 2000,
-    level: float = 0.95,
+    level: float = DEFAULT_LEVEL,
     seed: int = 0,
 ) -> Curve:
     """Return the K sums of the terms' ratios with their intervals: what all functions above are made of.

@@ -6,14 +6,16 @@ P problems, n completions a problem, K statistics.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from progrpo.evaluation.bootstrap import Bootstrap, Curve, Term, bootstrap_curve, bootstrap_terms
+from progrpo.evaluation.bootstrap import bootstrap_curve
 from progrpo.evaluation.calibration import calibration
-from progrpo.evaluation.table import RATE, MetricValues, ProblemTable, curve_ks
+from progrpo.evaluation.resampling import Bootstrap, Curve, Term, bootstrap_terms
+from progrpo.evaluation.table import RATE, MetricValues, ProblemTable, curve_ks, term
 from progrpo.metrics import EVAL_METRICS
 
 TAUS = (0.5, 0.75, 1.0)
@@ -56,20 +58,9 @@ def metric_names(ks: Sequence[int]) -> list[str]:
 def estimate(table: ProblemTable, names: Sequence[str], bootstrap: Bootstrap) -> dict[str, dict[str, float]]:
     """Return metrics with their intervals, of one resampling; those that are not defined here are left out."""
     values = {name: table.values(name) for name in names}
-    defined = {name: metric for name, metric in values.items() if np.isfinite(metric.value)}
-    num_PK = np.stack([metric.numerators for metric in defined.values()], axis=1)
-    den_PK = np.stack([_denominators(metric) for metric in defined.values()], axis=1)
-    bounds = [metric.bounds for metric in defined.values()]
-    curve = bootstrap_terms([Term(1.0, num_PK[None], den_PK[None])], bounds, **bootstrap)
-    return {name: _point(curve, i) for i, name in enumerate(defined)}
-
-
-def _denominators(metric: MetricValues) -> np.ndarray:
-    return np.ones(len(metric.numerators)) if metric.denominators is None else metric.denominators
-
-
-def _point(curve: Curve, i: int) -> dict[str, float]:
-    return {"value": float(curve.value[i]), "low": float(curve.low[i]), "high": float(curve.high[i])}
+    defined = [name for name, metric in values.items() if np.isfinite(metric.value)]
+    curve = bootstrap_terms([term([table], defined)], [values[name].bounds for name in defined], **bootstrap)
+    return {name: asdict(curve.interval(i)) for i, name in enumerate(defined)}
 
 
 def _band(curve: Curve, i: int) -> dict[str, float]:
@@ -87,7 +78,7 @@ def _k_curves(
     names = list(curves)
     for i, owner in enumerate(owners):
         of_curve = points[names[owner]]
-        of_curve.append({"k": ks[names[owner]][len(of_curve)], **_point(estimated, i), **_band(estimated, i)})
+        of_curve.append({"k": ks[names[owner]][len(of_curve)], **asdict(estimated.interval(i)), **_band(estimated, i)})
     return points
 
 
@@ -95,7 +86,7 @@ def _position_curves(table: ProblemTable, bootstrap: Bootstrap) -> dict[str, lis
     """Return the mean entropy in each bin of positions that a completion reached: of all, correct and incorrect."""
     curves = {kind: table.curve("entropy_by_position" + suffix) for kind, suffix in KINDS.items()}
     num_PK = np.concatenate([curve.numerators for curve in curves.values()], axis=1)
-    den_PK = np.concatenate([_denominators(curve) for curve in curves.values()], axis=1)
+    den_PK = np.concatenate([curve.all_denominators for curve in curves.values()], axis=1)
     tokens_K = den_PK.sum(0)
     reached = np.flatnonzero(tokens_K)
     estimated = bootstrap_terms([Term(1.0, num_PK[None, :, reached], den_PK[None, :, reached])], **bootstrap)
@@ -103,7 +94,9 @@ def _position_curves(table: ProblemTable, bootstrap: Bootstrap) -> dict[str, lis
     bins = list(pairwise(table.position_edges))
     for i, column in enumerate(map(int, reached)):
         kind, (start, end) = list(curves)[column // len(bins)], bins[column % len(bins)]
-        points[kind].append({"start": start, "end": end, **_point(estimated, i), "num_tokens": int(tokens_K[column])})
+        points[kind].append(
+            {"start": start, "end": end, **asdict(estimated.interval(i)), "num_tokens": int(tokens_K[column])}
+        )
     return points
 
 
@@ -127,8 +120,8 @@ def _by_difficulty(table: ProblemTable, bootstrap: Bootstrap) -> list[dict[str, 
                 "low": float(difficulty_P[chosen].min()),
                 "high": float(difficulty_P[chosen].max()),
                 "num_problems": int(chosen.sum()),
-                "pass_at_1": _point(curve, 0),
-                "pass_at_n": _point(curve, 1),
+                "pass_at_1": asdict(curve.interval(0)),
+                "pass_at_n": asdict(curve.interval(1)),
             }
         )
     return rows

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from progrpo.errors import DataError
-from progrpo.evaluation.bootstrap import Array, Bounds
 from progrpo.evaluation.majority import majority_at_k
 from progrpo.evaluation.pass_at_k import g_pass_at_k, mg_pass_at_k, pass_at_k
+from progrpo.evaluation.resampling import Array, Bounds, Term
 
 Counts = npt.NDArray[np.int64]
 RATE: Bounds = (0.0, 1.0)
@@ -35,6 +35,11 @@ class MetricValues:
     numerators: Array
     denominators: Array | None = None
     bounds: Bounds | None = None
+
+    @property
+    def all_denominators(self) -> Array:
+        """The denominators, also where all are 1."""
+        return np.ones(self.numerators.shape) if self.denominators is None else self.denominators
 
     @property
     def value(self) -> npt.NDArray[np.float64]:
@@ -156,6 +161,14 @@ class ProblemTable:
         logs_PG = np.log(share_PG, where=share_PG > 0, out=np.zeros_like(share_PG))
         entropy_P: Array = np.maximum(-(share_PG * logs_PG).sum(1), 0.0)
         return entropy_P
+
+
+def term(tables: Sequence[ProblemTable], names: Sequence[str], sign: float = 1.0) -> Term:
+    """Return an arm's part in a statistic of several metrics, from the tables of its seeds."""
+    values = [[table.values(name) for name in names] for table in tables]
+    num_SPK = np.stack([np.stack([each.numerators for each in row], axis=1) for row in values])
+    den_SPK = np.stack([np.stack([each.all_denominators for each in row], axis=1) for row in values])
+    return Term(sign, num_SPK, den_SPK)
 
 
 def curve_ks(num_samples: int) -> list[int]:

@@ -10,6 +10,8 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from progrpo.errors import DataError
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -69,6 +71,16 @@ class Completion:
         """Mean of ``logprobs``, without those that are NaN as vLLM could not tell them; NaN if none is left."""
         known = [value for value in self.logprobs or () if not math.isnan(value)]
         return sum(known) / len(known) if known else math.nan
+
+
+def refuse_empty(rows: Sequence[Sequence[int]], name: str = "prompt") -> None:
+    """Refuse a row without tokens.
+
+    Raises:
+        DataError: there is one.
+    """
+    if empty := [i for i, row in enumerate(rows) if not row]:
+        raise DataError(f"{name} {empty[0]} has no tokens: nothing to work on.")
 
 
 class Engine(Protocol):

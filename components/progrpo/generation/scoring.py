@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from progrpo.errors import DataError
-from progrpo.generation.engine import Scores
+from progrpo.generation.engine import Scores, refuse_empty
 from progrpo.generation.prefix import prefill
 
 _FORWARD_TOKENS = 16_384  # tokens a forward, padding included: bounds the activations
@@ -43,9 +42,8 @@ def score_completions(
     Raises:
         DataError: an empty prompt or completion.
     """
-    for name, rows in (("prompt", prompts), ("completion", completions)):
-        if empty := [i for i, row in enumerate(rows) if not row]:
-            raise DataError(f"{name} {empty[0]} has no tokens: nothing to score.")
+    refuse_empty(prompts)
+    refuse_empty(completions, "completion")
     pairs = [(tuple(p), tuple(c)) for p, c in zip(prompts, completions, strict=True)]
     if not pairs:
         return []

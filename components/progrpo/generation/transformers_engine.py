@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from progrpo.errors import ConfigError, DataError
-from progrpo.generation.engine import Completion, SamplingSettings, Scores
+from progrpo.errors import ConfigError
+from progrpo.generation.engine import Completion, SamplingSettings, Scores, refuse_empty
 from progrpo.generation.keyed import KeyedSampler, keyed_uniforms
 from progrpo.generation.prefix import prefill
 
@@ -44,8 +44,7 @@ class TransformersEngine:
         Raises:
             DataError: an empty prompt.
         """
-        if empty := [i for i, prompt in enumerate(prompts) if not prompt]:
-            raise DataError(f"prompt {empty[0]} has no tokens: nothing to complete.")
+        refuse_empty(prompts)
         completions: list[Completion] = []
         for start in range(0, len(prompts), self._batch_size):
             batch = slice(start, start + self._batch_size)

@@ -17,8 +17,8 @@ import numpy as np
 
 from progrpo.checkpoints.preflight import first_line
 from progrpo.config import VLLMEngineConfig
-from progrpo.errors import ConfigError, DataError
-from progrpo.generation.engine import Completion, SamplingSettings
+from progrpo.errors import ConfigError
+from progrpo.generation.engine import Completion, SamplingSettings, refuse_empty
 
 
 def import_vllm() -> Any:
@@ -126,19 +126,12 @@ class VLLMEngine:
     def complete(
         self, prompts: Sequence[Sequence[int]], keys: Sequence[Sequence[int]], settings: SamplingSettings, seed: int
     ) -> list[Completion]:
-        """Draw one completion of each prompt.
-
-        Args:
-            prompts: token ids, none empty; equal ones best lie together.
-            keys: what names each completion; with the seed it decides what is drawn.
-            settings: how they are drawn.
-            seed: of the run.
+        """Draw completions; see :meth:`progrpo.generation.engine.Engine.complete`.
 
         Raises:
             DataError: an empty prompt.
         """
-        if empty := [i for i, prompt in enumerate(prompts) if not prompt]:
-            raise DataError(f"prompt {empty[0]} has no tokens: nothing to complete.")
+        refuse_empty(prompts)
         if not prompts:
             return []
         # Keys and values of an earlier call were computed in batches of another shape; their rounding would be felt.

@@ -1,1 +1,1 @@
-"""Compare arms, paired by problem and over seeds."""
+"""Register the candidate of a gate, or say why not."""

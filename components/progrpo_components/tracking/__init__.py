@@ -15,7 +15,7 @@ stays in the spool, and ``progrpo track sync`` delivers it later; nothing arrive
 
 from progrpo_components.tracking.place import SWITCH, Place, is_off, locate
 from progrpo_components.tracking.runs import close_runs, connect, runs_of_pipeline
-from progrpo_components.tracking.text import describe_error, is_legal_name, redact
+from progrpo_components.tracking.text import describe_error, is_legal_name
 from progrpo_components.tracking.tracker import Tracker, open_tracking
 
 __all__ = [
@@ -29,6 +29,5 @@ __all__ = [
     "is_off",
     "locate",
     "open_tracking",
-    "redact",
     "runs_of_pipeline",
 ]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from progrpo.redaction import redact
 from progrpo_components.tracking.place import (
     ARM_TAG,
     ROLE_TAG,
@@ -26,7 +27,7 @@ from progrpo_components.tracking.place import (
     tracking_uri,
 )
 from progrpo_components.tracking.server import RUN_ID_VARIABLE, handed_out, plugin_config, server_uri
-from progrpo_components.tracking.text import describe_error, redact
+from progrpo_components.tracking.text import describe_error
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

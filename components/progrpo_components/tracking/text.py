@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from progrpo.redaction import redact
+
 KEY_LENGTH, PARAM_LENGTH = 250, 6000  # mlflow.utils.validation: what a server refuses, and with it the whole batch
 _LEGAL_NAME = re.compile(r"\w[/\w.\- :]*")
 
@@ -25,11 +27,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(value, f"{prefix}{key}.")
         elif value is not None:
             yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
-
-
-def redact(text: str) -> str:
-    """Return ``text`` without the user and password of any URI in it."""
-    return re.sub(r"://[^/\s]*@", "://***@", text)
 
 
 def describe_error(error: Exception) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -18,54 +19,29 @@ _COLOURS = {"SUCCEEDED": "green", "FAILED": "red", "CANCELED": "red", "RUNNING":
 _SIGN_OF_LIFE_S = 600.0  # CI systems end a job that has printed nothing for some 10 to 60 minutes
 
 
-class Display(Protocol):
-    """Shows what was seen of a run."""
-
-    def __enter__(self) -> Display:
-        """Start showing."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop showing; what was shown stays."""
-
-    def show(self, run: Any, rows: list[TaskRow], total: int) -> None:
-        """Show the run and its tasks; ``total`` is the number of tasks in the pipeline."""
+Show = Callable[[Any, list[TaskRow], int], None]
+"""Shows the run and its tasks; the last argument is the number of tasks in the pipeline."""
 
 
-def open_display(console: Console) -> Display:
-    """Return a live table for a terminal, lines for a log, also for one that wants colours (FORCE_COLOR)."""
-    return LiveDisplay(console) if console.file.isatty() else LineDisplay(console)
+@contextmanager
+def open_display(console: Console) -> Iterator[Show]:
+    """Yield a live table for a terminal, lines for a log, also for one that wants colours (FORCE_COLOR)."""
+    if not console.file.isatty():
+        yield LineDisplay(console).show
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        yield lambda run, rows, total: live.update(_table(run, rows), refresh=True)
 
 
-class LiveDisplay:
-    """A table that is drawn again in place."""
-
-    def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, auto_refresh=False)
-
-    def __enter__(self) -> Display:
-        """Start drawing."""
-        self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave the last table on the screen."""
-        self._live.stop()
-
-    def show(self, run: Any, rows: list[TaskRow], total: int) -> None:
-        """Draw the table."""
-        table = Table(box=None, pad_edge=False, title=f"{escape(run.display_name or run.run_id)}: {run.state}")
-        for heading in ("Task", "State", "Time"):
-            table.add_column(heading, justify="right" if heading == "Time" else "left")
-        for row in rows:
-            colour = _COLOURS.get(row.state, "default")
-            table.add_row(
-                escape(row.title), f"[{colour}]{row.state}[/]", duration(row.elapsed_s) if row.elapsed_s else ""
-            )
-        self._live.update(table, refresh=True)
+def _table(run: Any, rows: list[TaskRow]) -> Table:
+    table = Table(box=None, pad_edge=False, title=f"{escape(run.display_name or run.run_id)}: {run.state}")
+    for heading in ("Task", "State", "Time"):
+        table.add_column(heading, justify="right" if heading == "Time" else "left")
+    for row in rows:
+        colour = _COLOURS.get(row.state, "default")
+        elapsed = duration(row.elapsed_s) if row.elapsed_s else ""
+        table.add_row(escape(row.title), f"[{colour}]{row.state}[/]", elapsed)
+    return table
 
 
 class LineDisplay:
@@ -75,15 +51,6 @@ class LineDisplay:
         self._console = console
         self._states: dict[str, str] = {}
         self._started = self._printed = time.monotonic()
-
-    def __enter__(self) -> Display:
-        """Nothing to start."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing is open."""
 
     def show(self, run: Any, rows: list[TaskRow], total: int) -> None:
         """Print what has changed."""

@@ -73,7 +73,7 @@ def executor_output(text: str) -> dict[str, Any]:
 
 def without_secrets(text: str, *secrets: str | None) -> str:
     """Return ``text`` without ``secrets``, passwords in addresses, and values of what is called like a secret."""
-    from progrpo_components.tracking import redact
+    from progrpo.redaction import redact
 
     for secret in filter(None, secrets):
         text = text.replace(secret, "***")

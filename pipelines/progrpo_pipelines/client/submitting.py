@@ -99,12 +99,12 @@ class Submission:
         while True:
             try:
                 self._interrupts.check()  # one that came while the run was being started
-                with open_display(self._console) as display:
+                with open_display(self._console) as show:
                     for run in follow(self._api, self.run, deadline=deadline, poll_s=self._waiting.poll_s):
                         self.run = run
                         self._cancelling |= run.state == CANCELLING
                         self._rows = task_rows(self.run, self._tasks, self._runs)
-                        display.show(self.run, self._rows, len(self._tasks))
+                        show(self.run, self._rows, len(self._tasks))
                 return self._verdict()
             except WaitTimeoutError:
                 return self._timed_out()

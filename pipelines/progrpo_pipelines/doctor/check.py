@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
+
+from progrpo.redaction import redact
 
 State = Literal["ok", "warning", "failed", "skipped"]
 
@@ -28,7 +29,7 @@ class Check:
 
 def shown(text: object) -> str:
     """Return text of an error on one line, without user and password of a URI in it, and not too long."""
-    line = re.sub(r"//[^/\s@]+@", "//", " ".join(str(text).split()))
+    line = redact(" ".join(str(text).split()))
     return line if len(line) <= 300 else f"{line[:300]}..."
 
 

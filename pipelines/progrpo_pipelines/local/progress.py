@@ -6,10 +6,10 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -39,7 +39,6 @@ class StepRow:
     error: str = ""
     user_error: bool = False
     output: Path | None = None
-    seen_at: float = field(default_factory=time.monotonic)
 
     @property
     def label(self) -> str:
@@ -115,63 +114,35 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-class Display(Protocol):
-    """Shows the rows of a run while it goes on."""
-
-    def __enter__(self) -> Display:
-        """Start showing."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop showing; what was shown stays."""
-
-    def show(self, rows: list[StepRow]) -> None:
-        """Show the state of every step."""
+@contextmanager
+def open_display(console: Console) -> Iterator[Callable[[list[StepRow]], None]]:
+    """Yield what shows the state of every step: a table drawn in place on a terminal, lines in a log."""
+    if not console.is_terminal:
+        yield LineDisplay(console).show
+        return
+    with Live(console=console, refresh_per_second=4) as live:
+        yield lambda rows: live.update(_table(rows))
 
 
-def open_display(console: Console) -> Display:
-    """Return a live table for a terminal, lines for a log."""
-    return LiveDisplay(console) if console.is_terminal else LineDisplay(console)
-
-
-class LiveDisplay:
-    """A table that is drawn again in place."""
-
-    def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, refresh_per_second=4, transient=False)
-
-    def __enter__(self) -> Display:
-        """Start drawing."""
-        self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop drawing and leave the last table on the screen."""
-        self._live.stop()
-
-    def show(self, rows: list[StepRow]) -> None:
-        """Draw the table."""
-        table = Table(box=None, pad_edge=False)
-        for heading in ("Step", "Arm", "Seed", "", "Done", "Reward", "Entropy", "Time", "Left"):
-            table.add_column(heading, justify="left" if heading in ("Step", "Arm", "") else "right")
-        for row in rows:
-            bar: Any = ProgressBar(total=row.total or 1, completed=row.done, width=24, pulse=not row.total)
-            if row.state != "running":
-                bar = {"finished": "[green]finished[/]", "failed": "[red]failed[/]"}.get(row.state, row.state)
-            table.add_row(
-                row.step,
-                escape(row.arm or ""),
-                "" if row.seed is None else str(row.seed),
-                bar,
-                f"{row.done}/{row.total}" if row.total else "",
-                *(f"{row.numbers[key]:.3f}" if key in row.numbers else "" for key in ("reward", "entropy")),
-                duration(row.elapsed_s) if row.elapsed_s else "",
-                "" if row.left_s is None else duration(row.left_s),
-            )
-        self._live.update(table)
+def _table(rows: list[StepRow]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("Step", "Arm", "Seed", "", "Done", "Reward", "Entropy", "Time", "Left"):
+        table.add_column(heading, justify="left" if heading in ("Step", "Arm", "") else "right")
+    for row in rows:
+        bar: Any = ProgressBar(total=row.total or 1, completed=row.done, width=24, pulse=not row.total)
+        if row.state != "running":
+            bar = {"finished": "[green]finished[/]", "failed": "[red]failed[/]"}.get(row.state, row.state)
+        table.add_row(
+            row.step,
+            escape(row.arm or ""),
+            "" if row.seed is None else str(row.seed),
+            bar,
+            f"{row.done}/{row.total}" if row.total else "",
+            *(f"{row.numbers[key]:.3f}" if key in row.numbers else "" for key in ("reward", "entropy")),
+            duration(row.elapsed_s) if row.elapsed_s else "",
+            "" if row.left_s is None else duration(row.left_s),
+        )
+    return table
 
 
 class LineDisplay:
@@ -180,16 +151,6 @@ class LineDisplay:
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console, self._clock, self._started = console, clock, clock()
         self._shown: dict[str, tuple[str, int, int, float]] = {}  # label -> state, tenth, done, when
-
-    def __enter__(self) -> Display:
-        """Start the clock."""
-        self._started = self._clock()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing is open."""
 
     def show(self, rows: list[StepRow]) -> None:
         """Print a line for every step of which there is something new."""

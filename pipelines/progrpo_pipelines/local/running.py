@@ -21,11 +21,12 @@ from rich.console import Console
 from progrpo.config import FileSource, PreparePipeline
 from progrpo.errors import ConfigError, PipelineError, StorageError
 from progrpo.manifest import write_atomic
+from progrpo.redaction import redact
 from progrpo.storage import localize, make_directory
 from progrpo_components import images
 from progrpo_components.reporting import PROGRESS_DIR
 from progrpo_components.steps import RUN_ID_VARIABLE, RUN_NAME_VARIABLE
-from progrpo_components.tracking import SWITCH, redact
+from progrpo_components.tracking import SWITCH
 from progrpo_components.tracking.server import server_uri
 from progrpo_pipelines.local.docker_runner import ContainerSettings, Network, check_images, inputs_of, stop_containers
 from progrpo_pipelines.local.progress import ProgressReader, StepRow, open_display
@@ -106,12 +107,12 @@ def run_pipeline(
     started = time.monotonic()
     reader = ProgressReader(Path(environment[PROGRESS_DIR]), in_containers=containers is not None)
     try:
-        with _worker(directory, environment, containers) as worker, open_display(console) as display:
+        with _worker(directory, environment, containers) as worker, open_display(console) as show:
             while worker.poll() is None:
-                display.show(reader.rows())
+                show(reader.rows())
                 _raise_failure(reader, directory)
                 time.sleep(_POLL_S)
-            display.show(reader.rows())
+            show(reader.rows())
             _raise_failure(reader, directory)
             if worker.returncode:
                 raise _failure_in_log(directory / LOG_NAME)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from progrpo_components.tracking import redact
+from progrpo.redaction import redact
 from progrpo_pipelines.durations import duration
 from progrpo_pipelines.local.running import RunResult
 

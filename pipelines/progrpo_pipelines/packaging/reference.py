@@ -1,7 +1,6 @@
-"""The create-run form, from the compiled pipelines: tables for docs/pipelines.md and a page to look at.
+"""The create-run form, from the compiled pipelines: tables for docs/pipelines.md.
 
-    python -m progrpo_pipelines.packaging.reference tables pipelines/compiled docs/pipelines.md
-    python -m progrpo_pipelines.packaging.reference form pipelines/compiled/compare-single-gpu.yaml form.html
+    python -m progrpo_pipelines.packaging.reference pipelines/compiled docs/pipelines.md
 
 Order, labels and kinds of fields are those of Kubeflow Pipelines 2.17.0 (frontend NewRunParametersV2.tsx): the
 parameters as the package has them, ``name - type``, a dropdown for one with literals, and no description.
@@ -9,7 +8,6 @@ parameters as the package has them, ``name - type``, a dropdown for one with lit
 
 from __future__ import annotations
 
-import html
 import json
 import re
 import sys
@@ -67,21 +65,6 @@ def fill_tables(text: str, compiled: Path) -> str:
     return text
 
 
-def form_page(title: str, parameters: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return a page with the fields of the form in the order and with the labels that Kubeflow gives them."""
-    fields = "\n".join(_field(name, spec) for name, spec in parameters.items())
-    return _PAGE.replace("TITLE", html.escape(title)).replace("FIELDS", fields)
-
-
-def _field(name: str, spec: Mapping[str, Any]) -> str:
-    label = html.escape(f"{name} - {_TYPES[spec['parameterType']]}")
-    missing = "defaultValue" not in spec
-    shown = "" if missing else html.escape(_text(spec["defaultValue"]))
-    arrow = '<span class="arrow">▾</span>' if spec.get("literals") else ""
-    error = '<p class="error">Missing parameter.</p>' if missing else ""
-    return f"<fieldset><legend>{label}</legend><span>{shown or '&nbsp;'}</span>{arrow}</fieldset>{error}"
-
-
 def _text(value: Any) -> str:
     """Return a default as the form shows it: texts bare, integers without the point that the package gives them."""
     if isinstance(value, str):
@@ -99,33 +82,10 @@ def _with_integers(value: Any) -> Any:
     return value
 
 
-_PAGE = """<!doctype html>
-<meta charset="utf-8">
-<style>
-body { font: 14px/1.4 sans-serif; color: #202124; width: 640px; margin: 24px; }
-h1 { font-size: 16px; margin: 0 0 4px; }
-p { margin: 0 0 16px; color: #5f6368; }
-fieldset { border: 1px solid #bdc1c6; border-radius: 4px; margin: 0 0 10px; padding: 2px 12px 8px; position: relative;
-  overflow-wrap: anywhere; }
-legend { font-size: 12px; color: #5f6368; padding: 0 4px; }
-.arrow { position: absolute; right: 12px; top: 2px; }
-.error { color: red; margin: -6px 0 10px; }
-</style>
-<h1>TITLE</h1>
-<p>Run parameters, in the order and with the labels of Kubeflow Pipelines 2.17. Drawn from the compiled package; this is
-not a picture of Kubeflow.</p>
-FIELDS
-"""
-
-
 def main(arguments: Sequence[str]) -> None:
-    """Fill the tables of a document, or write the page of a package."""
-    action, source, target = arguments
-    path = Path(target)
-    if action == "tables":
-        write_atomic(path, fill_tables(path.read_text(encoding="utf-8"), Path(source)))
-    else:
-        write_atomic(path, form_page(Path(source).stem, parameters_of(Path(source))))
+    """Fill the tables of a document."""
+    compiled, document = map(Path, arguments)
+    write_atomic(document, fill_tables(document.read_text(encoding="utf-8"), compiled))
 
 
 if __name__ == "__main__":

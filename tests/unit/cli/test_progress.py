@@ -8,7 +8,7 @@ import sys
 from rich.console import Console
 
 from progrpo_pipelines.durations import duration
-from progrpo_pipelines.local.progress import LineDisplay, LiveDisplay, ProgressReader, StepRow
+from progrpo_pipelines.local.progress import LineDisplay, ProgressReader, StepRow, open_display
 from progrpo_pipelines.local.running import _failure_in_log
 
 HEAD = {"step": "train", "arm": "grpo", "seed": 0}
@@ -86,8 +86,8 @@ def test_live_table_shows_every_step():
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=120)
     row = StepRow("train", "[red]arm", 0, done=5, total=10, elapsed_s=10.0, numbers={"reward": 0.125})
-    with LiveDisplay(console) as display:
-        display.show([StepRow("validate-inputs", state="finished"), row])
+    with open_display(console) as show:
+        show([StepRow("validate-inputs", state="finished"), row])
     text = out.getvalue()
     assert "validate-inputs" in text
     assert "[red]arm" in text  # a name is no markup

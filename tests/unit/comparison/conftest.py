@@ -13,7 +13,7 @@ import pytest
 
 from progrpo.comparison.compare import compare
 from progrpo.config import CompareConfig
-from progrpo.evaluation.bootstrap import Bootstrap
+from progrpo.evaluation.resampling import Bootstrap
 from progrpo.evaluation.samples import SCHEMA
 from progrpo.evaluation.summary import summarise
 from progrpo.evaluation.table import build_table

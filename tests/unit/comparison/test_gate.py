@@ -7,10 +7,11 @@ import pytest
 
 from progrpo.comparison.compare import compare
 from progrpo.comparison.gate import _side
-from progrpo.comparison.result import Estimate, read_comparison
+from progrpo.comparison.result import read_comparison
 from progrpo.config import CompareConfig, ComparePipeline, parse
 from progrpo.errors import ComparisonError, ConfigError
 from progrpo.evaluation.bootstrap import bootstrap_difference
+from progrpo.evaluation.resampling import Interval
 from progrpo.manifest import read_manifest
 
 NOT_WORSE = {"metric": "eval/pass_at_1", "against": "grpo", "relation": "not_worse", "margin": 0.01}
@@ -71,7 +72,7 @@ def solving(extra: int, lost: int = 0) -> np.ndarray:
     ],
 )
 def test_a_rule_looks_at_its_whole_interval(interval, threshold, sign, strict, outcome):
-    estimate = Estimate(value=sum(interval) / 2, low=interval[0], high=interval[1])
+    estimate = Interval(sum(interval) / 2, interval[0], interval[1])
     assert _side(estimate, threshold, sign, strict=strict) == outcome
 
 
@@ -91,8 +92,7 @@ def test_how_often_a_rule_holds_in_studies_with_a_known_truth(gap, least, most):
     for _ in range(400):
         solve_P = rng.beta(1, 1.5, size=200)
         interval = bootstrap_difference(arm(solve_P, gap), arm(solve_P, 0.0), bounds=(0, 1), num_resamples=300)
-        estimate = Estimate(value=interval.value, low=interval.low, high=interval.high)
-        holds += _side(estimate, 0.0, 1, strict=True) == "holds"
+        holds += _side(interval, 0.0, 1, strict=True) == "holds"
     assert least <= holds / 400 <= most
 
 

@@ -125,8 +125,6 @@ def test_problems_and_seeds_needed_by_hand() -> None:
     # (1.96 + 0.842)^2 / 0.1^2 = 785 problems
     assert note.problems_needed == pytest.approx(785, rel=0.02)
     assert note.seeds_needed is None, "one run of each arm says nothing of the spread between runs"
-    assert "To resolve 0.1 would take about" in note.text
-    assert note.text.startswith("With 100 problems and 1 training seeds an arm, a true difference under 0.28")
 
     # Runs 1 apart on each problem alike: no number of problems helps
     runs = [(np.full(100, value), None) for value in (0.0, 1.0, 0.5)]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from progrpo.config import ARM_NAME
 from progrpo.metrics import EVAL_METRICS, HELDOUT_METRICS, TRAIN_METRICS, TRAIN_WALL_TIME
-from progrpo_components.tracking import Tracker, is_legal_name, is_off, locate, open_tracking, redact, spool
+from progrpo.redaction import redact
+from progrpo_components.tracking import Tracker, is_legal_name, is_off, locate, open_tracking, spool
 
 PLACE = {"experiment": "e", "pipeline_run_id": "p", "task": "train", "arm": "grpo", "seed": 0}
 NAMES = [*TRAIN_METRICS, *HELDOUT_METRICS, *EVAL_METRICS, TRAIN_WALL_TIME]
@@ -114,6 +115,7 @@ def test_a_step_that_logs_never_imports_mlflow(tmp_path):
     code = f"""
 import sys
 from pathlib import Path
+from progrpo.redaction import redact
 from progrpo_components.tracking import Tracker, locate, open_tracking
 Tracker.sender_command = ["true"]
 with open_tracking(locate(**{PLACE}), Path({str(tmp_path)!r}) / "out") as tracker:
@@ -205,7 +207,7 @@ def test_the_tasks_of_progrpo_run_do_not_all_log_into_one_run_of_the_shell(monke
     ("text", "shown"),
     [
         ("cannot reach https://ana:s3cret@mlflow/x", "cannot reach https://***@mlflow/x"),
-        ("postgresql+psycopg://ana:s3/cret@db", "postgresql+psycopg://ana:s3/cret@db"),
+        ("postgresql+psycopg://ana:s3/cret@db", "postgresql+psycopg://***@db"),
     ],
 )
 def test_passwords_in_messages(text, shown):
