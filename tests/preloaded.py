@@ -10,13 +10,16 @@ processes themselves (who is killed, who is left, what is imported) take ``sys.e
     python -I -S preloaded.py run SOCKET NAME ARGS...   what the executable NAME does
 """
 
+import gc
 import importlib
 import json
 import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _LOADED = (  # of others: our own modules load fast, and may read the environment when they do
@@ -41,7 +44,8 @@ def _start(folder: Path) -> str:
     from shared import start_service
 
     address, log = folder / "socket", folder / "log"
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    one_thread = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+    environment = {**os.environ, **one_thread, "PYTHONHASHSEED": "0"}
     server = start_service([sys.executable, __file__, "serve", str(address)], log, env=environment)
     deadline = time.monotonic() + 300
     while not address.exists():
@@ -59,10 +63,11 @@ def _start(folder: Path) -> str:
 
 
 def serve(address: str) -> None:
-    """Fork for every connection; returns, with an exit code or an exception, in the programs only."""
+    """Fork for every connection."""
     for module in _LOADED:
         importlib.import_module(module)
     assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose the other threads"  # noqa: PTH208
+    gc.freeze()  # a collection in a fork would copy every page that it looks at
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{address}.new")
     listener.listen(64)
@@ -73,11 +78,11 @@ def serve(address: str) -> None:
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             listener.close()
-            return _watch(connection)
+            _watch(connection)
         connection.close()
 
 
-def _watch(connection: socket.socket) -> None:
+def _watch(connection: socket.socket) -> NoReturn:
     """Run one program in a child: pass signals on to it, its end to the client, and the client's end to it."""
     import select
 
@@ -86,7 +91,7 @@ def _watch(connection: socket.socket) -> None:
     pid = os.fork()
     if pid == 0:
         connection.close()
-        return _become(request, descriptors)
+        _exit_as_after(_become, request, descriptors)
     for descriptor in descriptors:
         os.close(descriptor)
     program, poll = os.pidfd_open(pid), select.poll()
@@ -145,6 +150,33 @@ def _become(request: dict, descriptors: list[int]) -> None:
         sys.path.insert(0, str(Path(flag).parent.resolve()))
         sys.argv = [flag, *arguments]
         runpy.run_path(flag, run_name="__main__")
+
+
+def _exit_as_after(program: Callable[..., None], *arguments: Any) -> NoReturn:
+    """Run it and end as the interpreter would, but for clearing every module, which takes longer than most programs."""
+    import atexit
+    import threading
+    import traceback
+
+    code: Any = 0
+    try:
+        program(*arguments)
+    except SystemExit as stopped:
+        code = stopped.code
+        if code is not None and not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        code = 128 + signal.SIGINT
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()  # waits for threads
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit((code or 0) & 0xFF)
 
 
 # --- the executable --------------------------------------------------------------------------------------------------
