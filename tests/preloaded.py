@@ -3,8 +3,9 @@
 Loading them costs a process 5 to 13 seconds, and a small pipeline run starts fifteen. :func:`preloaded_python` gives an
 executable that takes what ``python`` takes (``-m MODULE``, ``-c CODE`` or a script); what its programs start by
 ``sys.executable`` is forked as well. Output, exit code, environment, working directory and signals are a process's own.
-What is not: /proc shows the server's command and environment, and the process is the server's child. So tests of
-processes themselves (who is killed, who is left, what is imported) take ``sys.executable``.
+What is not: /proc shows the server's command and environment, the process is the server's child, and one whose client
+is killed takes along what it started. So tests of processes themselves (who is left, what is imported) take
+``sys.executable``.
 
     python preloaded.py serve SOCKET                    runs for the whole session
     python -I -S preloaded.py run SOCKET NAME ARGS...   what the executable NAME does
@@ -102,11 +103,19 @@ def _watch(connection: socket.socket) -> NoReturn:
             if signum := connection.recv(1):
                 os.kill(pid, signum[0])
             else:
-                os.killpg(pid, signal.SIGKILL)
+                _kill(pid)
                 os._exit(0)
     _, status = os.waitpid(pid, 0)
     connection.sendall(os.waitstatus_to_exitcode(status).to_bytes(2, "big", signed=True))
     os._exit(0)
+
+
+def _kill(pid: int) -> None:
+    """Kill a program and what it started, which for ranks the kernel would do if the program were their real parent."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    os.kill(pid, signal.SIGKILL)
+    for child in children:
+        os.kill(int(child), signal.SIGKILL)
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:

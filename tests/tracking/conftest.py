@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -101,11 +100,11 @@ def use(monkeypatch) -> Callable[[str, dict[str, str]], None]:
 
 
 @pytest.fixture
-def fast_sender(monkeypatch, tmp_path) -> None:
+def fast_sender(monkeypatch, python, tmp_path) -> None:
     """Start senders that wait hundredths of a second where others wait seconds."""
     program = tmp_path / "fast_sender.py"
     program.write_text(FAST_SENDER)
-    monkeypatch.setattr(Tracker, "sender_command", [sys.executable, str(program)])
+    monkeypatch.setattr(Tracker, "sender_command", [python, str(program)])
     monkeypatch.setattr("progrpo_components.tracking.tracker.CLOSE_S", 250.0)
 
 

@@ -1,4 +1,5 @@
 import socket
+from contextlib import suppress
 
 import pytest
 
@@ -10,7 +11,8 @@ from s3 import s3_server  # noqa: F401 - a fixture
 @pytest.fixture(scope="module")
 def filled(s3_server):  # noqa: F811
     client = s3_server.client()
-    client.create_bucket(Bucket="models")
+    with suppress(client.exceptions.BucketAlreadyOwnedByYou):
+        client.create_bucket(Bucket="models")
     client.put_object(Bucket="models", Key="llama/config.json", Body=b"{}")
     client.put_object(Bucket="models", Key="llama/sub/a.txt", Body=b"a")
     client.put_object(Bucket="models", Key="llama-2/config.json", Body=b"other")
