@@ -53,15 +53,8 @@ def finished_run(python: str) -> FinishedRun:
     def make(folder: Path) -> dict[str, str]:
         settings, directory = folder / "tiny.yaml", folder / "run"
         settings.write_text(json.dumps(TINY))
-        command = [
-            sys.executable if FULL else python,
-            *COMMAND,
-            "compare",
-            "--preset",
-            "smoke",
-            "--params-file",
-            str(settings),
-        ]
+        command = [sys.executable if FULL else python, *COMMAND, "compare", "--preset", "smoke"]
+        command += ["--params-file", str(settings), "--output", str(directory)]
         environment = {**os.environ, "PROGRPO_TRACKING": "on"}
         environment.pop("MLFLOW_TRACKING_URI", None)
         done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)

@@ -53,7 +53,7 @@ ALGORITHMS = {
     "progrpo-sequence-mean": (ProGRPO(alpha=1.0, loss=LossConfig(aggregation="sequence_mean")), {}),
     "progrpo-dynamic-sampling": (ProGRPO(alpha=1.0, dynamic_sampling=DynamicSampling(max_rounds=2)), {}),
     "dr_grpo": (DrGRPO(), {}),
-    "dapo": (DAPO(), {}),
+    "dapo": (DAPO(), {"steps": 20}),  # until a group is without a signal
     "gspo": (GSPO(), UPDATES),
     "entropy_bonus": (EntropyBonus(coef=0.05), {}),
     "entropy_bonus-adaptive": (EntropyBonus(coef=0.0, adaptive=AdaptiveEntropy(target=1.0, delta=0.01)), {}),
@@ -92,7 +92,7 @@ def weights(directory):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_trains(run, name, embedded_checkpoint):
     output, rows = run(name)
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in rows] == list(range(1, ALGORITHMS[name][1].get("steps", STEPS) + 1))
     assert set().union(*rows) - {"step"} <= set(TRAIN_METRICS)
     assert all(math.isfinite(value) for row in rows for value in row.values())
     manifest = read_manifest(output, "training")
