@@ -25,7 +25,7 @@ def test_many_faults_in_one_training_run(
     from mlflow import MlflowClient
 
     faults = repetitions("faults of a tracking server")
-    with running_proxy(sqlite_server.server.port) as proxy:
+    with running_proxy(sqlite_server.port) as proxy:
         use(f"{proxy.uri}{PREFIX}")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
         proxy.inject(faults)

@@ -120,7 +120,10 @@ def test_metrics_are_passed_on_once_each_to_the_last_line(tmp_path):
     assert sink.rows == [(1, {"train/reward": 0.5}), (2, {"train/reward": 0.75})]
 
 
-def test_an_error_of_the_ranks_is_raised_with_its_type_and_nothing_is_left(embedded_checkpoint, tiny_dataset, tmp_path):
+def test_an_error_of_the_ranks_is_raised_with_its_type_and_nothing_is_left(
+    python, embedded_checkpoint, tiny_dataset, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sys, "executable", python)  # of the ranks
     output = tmp_path / "output"
     output.mkdir()
     (output / "file").touch()

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -141,7 +140,7 @@ def test_a_damaged_point_is_passed_over(tmp_path, tiny_dataset, embedded_checkpo
     assert metrics_of(resumed) == metrics_of(tmp_path / "first")
 
 
-def test_sigterm_saves_the_last_step_and_exits_with_143(tmp_path, tiny_dataset, embedded_checkpoint):
+def test_sigterm_saves_the_last_step_and_exits_with_143(python, tmp_path, tiny_dataset, embedded_checkpoint):
     settings = {
         "dataset": str(tiny_dataset),
         "checkpoint": str(embedded_checkpoint),
@@ -151,7 +150,7 @@ def test_sigterm_saves_the_last_step_and_exits_with_143(tmp_path, tiny_dataset, 
         | {"steps": 2000, "heldout": None, "checkpointing": {"uri": str(tmp_path / "state"), "every": 1000}},
     }
     (tmp_path / "train.json").write_text(json.dumps(settings))
-    command = [sys.executable, "-m", "progrpo_pipelines.cli", "step", "train"]
+    command = [python, "-m", "progrpo_pipelines.cli", "step", "train"]
     command += ["--config", str(tmp_path / "train.json"), "--output", str(tmp_path / "run")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
