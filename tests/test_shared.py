@@ -1,4 +1,4 @@
-"""What a session makes once is made once, fails for all, and is gone at its end; a preloaded Python acts as Python does."""
+"""What a session makes once is made once, fails for all, is gone at its end; a preloaded Python acts as Python does."""
 
 import json
 import os
