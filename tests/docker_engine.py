@@ -1,12 +1,11 @@
 """A real Docker Engine for tests, with a Debian base image made by debootstrap and the images of this repository.
 
-Needs root, dockerd and debootstrap. Every test worker shares one engine, which listens on a socket only and has no
-network of its own; ``PROGRPO_DOCKER_ROOT`` names a directory that keeps its images from one session to the next.
+Needs root, dockerd and debootstrap. All tests share one engine, which listens on a socket only and has no network of
+its own; ``PROGRPO_DOCKER_ROOT`` names a directory that keeps its images from one session to the next.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -14,13 +13,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from shared import made_once, start_service
 
 REPOSITORY = Path(__file__).parents[1]
 BASE, BUILDER = "localhost/progrpo-test/base:bookworm", "localhost/progrpo-test/builder:bookworm"
@@ -43,7 +42,6 @@ class Engine:
     """A running dockerd."""
 
     host: str
-    root: Path
 
     @property
     def environment(self) -> dict[str, str]:
@@ -65,44 +63,25 @@ class Engine:
 
 
 @pytest.fixture(scope="session")
-def docker_engine(tmp_path_factory, require_all) -> Iterator[Engine]:
-    """Start dockerd, or join the one that another worker has started; the last one out stops it."""
+def docker_engine(require_all: bool) -> Engine:
+    """The engine of this session."""
     missing = [program for program in ("dockerd", "docker", "debootstrap") if shutil.which(program) is None]
     if missing or os.getuid() != 0:
         reason = f"needs root and {', '.join(missing or ['nothing else'])}: apt-get install docker.io debootstrap"
         pytest.fail(reason) if require_all else pytest.skip(reason)
     kept = os.environ.get("PROGRPO_DOCKER_ROOT")
-    shared = tmp_path_factory.getbasetemp()
-    if os.environ.get("PYTEST_XDIST_WORKER"):
-        shared = shared.parent
-    # A socket's path holds 107 characters: not below pytest's temporary directory.
-    root = Path(kept) if kept else Path("/tmp") / f"progrpo-docker-{shared.name}"
-    root.mkdir(parents=True, exist_ok=True)
-    engine = Engine(f"unix://{root}/docker.sock", root)
-    users = root / "users"
-    with _locked(root):
-        count = int(users.read_text()) if users.is_file() and _is_up(engine) else 0
-        if count == 0:
-            _start(engine)
-        users.write_text(str(count + 1))
-    try:
-        yield engine
-    finally:
-        with _locked(root):
-            count = int(users.read_text()) - 1
-            users.write_text(str(count))
-            if count == 0:
-                _stop(engine)
-                if not kept:
-                    shutil.rmtree(root, ignore_errors=True)
+    return Engine(**made_once("docker", lambda own: _start(Path(kept) if kept else own)))
 
 
 @pytest.fixture(scope="session")
-def images(docker_engine) -> dict[str, str]:
-    """Build both images from this working tree; the trainer's as for a machine without a GPU."""
-    with _locked(docker_engine.root):
-        _make_bases(docker_engine)
+def images(docker_engine: Engine) -> dict[str, str]:
+    """Both images, built from this working tree; the trainer's as for a machine without a GPU."""
+
+    def build(folder: Path) -> dict[str, str]:
+        _make_bases(docker_engine, folder)
         return {name: build_image(docker_engine, name) for name in ("progrpo-cpu", "progrpo-gpu")}
+
+    return made_once("images", build)
 
 
 def build_image(engine: Engine, name: str, **settings: str) -> str:
@@ -124,19 +103,16 @@ def build_image(engine: Engine, name: str, **settings: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    with (root / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _is_up(engine: Engine) -> bool:
     return engine.docker("version", check=False).returncode == 0
 
 
-def _start(engine: Engine) -> None:
-    root = engine.root
+def _start(root: Path) -> dict[str, str]:
+    """Start an engine in this folder; return the fields of its :class:`Engine`."""
+    root.mkdir(parents=True, exist_ok=True)
+    engine = Engine(f"unix://{root}/docker.sock")
+    if _is_up(engine):
+        raise RuntimeError(f"another session has an engine in {root}; give another PROGRPO_DOCKER_ROOT.")
     settings = {
         "data-root": f"{root}/data",
         "exec-root": f"{root}/exec",
@@ -150,42 +126,30 @@ def _start(engine: Engine) -> None:
     }
     (root / "daemon.json").write_text(json.dumps(settings))
     (root / "docker.pid").unlink(missing_ok=True)
-    with (root / "dockerd.log").open("wb") as log:
-        process = subprocess.Popen(
-            ["dockerd", "--config-file", str(root / "daemon.json")], stdout=log, stderr=log, start_new_session=True
-        )
+    log = root / "dockerd.log"
+    process = start_service(["dockerd", "--config-file", str(root / "daemon.json")], log, stop=signal.SIGTERM)
     deadline = time.monotonic() + START_S
     while not _is_up(engine):
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"dockerd did not start:\n{(root / 'dockerd.log').read_text(errors='replace')[-3000:]}")
+            raise RuntimeError(f"dockerd did not start:\n{log.read_text(errors='replace')[-3000:]}")
         time.sleep(0.3)
+    return {"host": engine.host}
 
 
-def _stop(engine: Engine) -> None:
-    pidfile = engine.root / "docker.pid"
-    pid = int(pidfile.read_text())
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + 30
-    while pidfile.exists() and time.monotonic() < deadline:  # its last act
-        time.sleep(0.1)
-    if pidfile.exists():
-        os.kill(pid, signal.SIGKILL)
-
-
-def _make_bases(engine: Engine) -> None:
+def _make_bases(engine: Engine, scratch: Path) -> None:
     """Import Debian 12 with Python: one with strip to build in, one without to build on."""
     tars = {BASE: _CACHE / "base-bookworm-1.tar", BUILDER: _CACHE / "builder-bookworm-1.tar"}
     for image, tar in tars.items():
         if engine.docker("image", "inspect", image, check=False).returncode == 0:
             continue
         if not tar.is_file():
-            _debootstrap(engine.root, tars)
+            _debootstrap(scratch, tars)
         engine.docker("import", str(tar), image)
 
 
-def _debootstrap(root: Path, tars: dict[str, Path]) -> None:
+def _debootstrap(scratch: Path, tars: dict[str, Path]) -> None:
     _CACHE.mkdir(parents=True, exist_ok=True)
-    system = root / "system"
+    system = scratch / "system"
     command = ["debootstrap", "--variant=minbase", f"--include={_PACKAGES}", "bookworm", str(system)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

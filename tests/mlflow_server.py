@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from s3 import free_ports
+from shared import start_service
 
 START_S = 180  # with the tables of a new database, on a busy machine
 
@@ -54,21 +55,30 @@ class MLflowServer:
 
     def start(self, health: str = "/health") -> None:
         """Start it and wait until it answers."""
+        command, environment = self._command()
+        with (self.root / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, cwd=self.root, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        self._wait(health)
+
+    def start_for_session(self, health: str = "/health") -> None:
+        """Start it for all workers of a test session, until the session ends."""
+        command, environment = self._command()
+        self._process = start_service(command, self.root / "server.log", cwd=self.root, env=environment)
+        self._wait(health)
+
+    def _command(self) -> tuple[list[str], dict[str, str]]:
         command = [
             *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
             *("--workers", "1", "--backend-store-uri", self.backend, "--artifacts-destination", self.artifacts),
             *self.options,
         ]
         own = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        with (self.root / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                cwd=self.root,
-                env={**os.environ, **own, **self.environment},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        return command, {**os.environ, **own, **self.environment}
+
+    def _wait(self, health: str) -> None:
+        assert self._process is not None
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and self._process.poll() is None:
             with suppress(OSError):

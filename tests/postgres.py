@@ -9,16 +9,20 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from s3 import free_ports
+from shared import made_once, start_service
 
 START_S = 60
+_FAST_SHUTDOWN = signal.SIGINT
 _LIBRARIES = Path("/usr/lib/postgresql")
 
 
@@ -27,8 +31,6 @@ class Postgres:
     """A running server with one user and one database."""
 
     port: int
-    data: Path
-    binaries: Path
     user: str = "progrpo"
     password: str = "progrpo-test-password"
     database: str = "mlflow"
@@ -58,45 +60,53 @@ def find_postgres() -> Path | None:
 
 @contextmanager
 def running_postgres(binaries: Path) -> Iterator[Postgres]:
-    """Start a server in a directory of its own, and stop it and delete that at the end."""
+    """Start a server outside a test session, and stop it and delete its data at the end."""
     directory = Path(tempfile.mkdtemp(prefix="progrpo-postgres-"))
-    # PostgreSQL refuses to run as root; Debian's package makes this user.
-    owner = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
-    if owner is not None:
-        os.chown(directory, owner.pw_uid, owner.pw_gid)
-    as_owner = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []} if owner else {}
-    (port,) = free_ports(1)
-    server = Postgres(port, directory / "data", binaries)
-    password = directory / "password"
-    password.write_text(server.password)
-    password.chmod(0o644)
-    command = [
-        *(str(binaries / "initdb"), "-D", str(server.data), "-U", server.user, f"--pwfile={password}"),
-        *("--auth=scram-sha-256", "--no-sync", "--locale=C.UTF-8", "--encoding=UTF8"),
-    ]
-    subprocess.run(command, check=True, capture_output=True, cwd="/", **as_owner)
+    server, command, options = _prepare(directory, binaries)
     with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                *(str(binaries / "postgres"), "-D", str(server.data), "-p", str(port), "-h", "127.0.0.1"),
-                *("-k", str(directory), "-c", "fsync=off"),
-            ],
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            **as_owner,
-        )
+        process = subprocess.Popen(command, stdout=log, stderr=log, **options)
     try:
         _create_database(server, process, directory / "log")
         yield server
     finally:
-        process.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown
+        process.send_signal(_FAST_SHUTDOWN)
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _start_shared(directory: Path, binaries: Path) -> int:
+    server, command, options = _prepare(directory, binaries)
+    process = start_service(command, directory / "log", stop=_FAST_SHUTDOWN, **options)
+    _create_database(server, process, directory / "log")
+    return server.port
+
+
+def _prepare(directory: Path, binaries: Path) -> tuple[Postgres, Sequence[str], dict[str, Any]]:
+    """Make the data of a server; return it, its command, and options of ``subprocess.Popen``."""
+    # PostgreSQL refuses to run as root; Debian's package makes this user.
+    owner = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
+    if owner is not None:
+        os.chown(directory, owner.pw_uid, owner.pw_gid)
+    as_owner = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []} if owner else {}
+    (port,) = free_ports(1)
+    server = Postgres(port)
+    data, password = directory / "data", directory / "password"
+    password.write_text(server.password)
+    password.chmod(0o644)
+    command = [
+        *(str(binaries / "initdb"), "-D", str(data), "-U", server.user, f"--pwfile={password}"),
+        *("--auth=scram-sha-256", "--no-sync", "--locale=C.UTF-8", "--encoding=UTF8"),
+    ]
+    subprocess.run(command, check=True, capture_output=True, cwd="/", **as_owner)
+    command = [
+        *(str(binaries / "postgres"), "-D", str(data), "-p", str(port), "-h", "127.0.0.1"),
+        *("-k", str(directory), "-c", "fsync=off"),
+    ]
+    return server, command, {"cwd": "/", **as_owner}
 
 
 def _create_database(server: Postgres, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -117,13 +127,10 @@ def _create_database(server: Postgres, process: subprocess.Popen[bytes], log: Pa
 
 
 @pytest.fixture(scope="session")
-def postgres(require_all: bool) -> Iterator[Postgres]:
-    """A server for all tests of a worker."""
+def postgres(require_all: bool) -> Postgres:
+    """The server of this session."""
     binaries = find_postgres()
     if binaries is None:
         reason = "PostgreSQL is not installed (Debian: postgresql)"
-        if require_all:
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with running_postgres(binaries) as server:
-        yield server
+        pytest.fail(reason) if require_all else pytest.skip(reason)
+    return Postgres(made_once("postgres", partial(_start_shared, binaries=binaries)))

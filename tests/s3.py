@@ -10,14 +10,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
+
+from shared import made_once, start_service
 
 START_S = 60
 
@@ -57,21 +60,50 @@ class S3Server:
             region_name="us-east-1",
         )
 
+    def new_bucket(self, name: str) -> str:
+        """Make a bucket that no other test has; return its whole name, which starts with this one.
+
+        Buckets are dear: SeaweedFS sets several volumes aside for each.
+        """
+        bucket = f"{name}-{uuid.uuid4().hex[:8]}"
+        self.client().create_bucket(Bucket=bucket)
+        return bucket
+
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[S3Server]:
-    """Start SeaweedFS once and stop it at the end."""
-    with running_s3() as server:
-        yield server
+def s3_server() -> S3Server:
+    """The server of this session; tests make buckets of their own in it."""
+    return S3Server(**made_once("s3", _start_shared))
 
 
 @contextmanager
 def running_s3() -> Iterator[S3Server]:
-    """Start SeaweedFS, and stop it at the end."""
+    """Start SeaweedFS outside a test session, and stop it at the end."""
+    directory = Path(tempfile.mkdtemp(prefix="progrpo-s3-"))
+    server, command, environment = _prepare(directory)
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    try:
+        _wait(server, process, directory / "log")
+        yield server
+    finally:
+        process.kill()  # a graceful stop takes ten seconds, and nothing here is kept
+        process.wait()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _start_shared(directory: Path) -> dict[str, str]:
+    server, command, environment = _prepare(directory)
+    process = start_service(command, directory / "log", env=environment)
+    _wait(server, process, directory / "log")
+    return asdict(server)
+
+
+def _prepare(directory: Path) -> tuple[S3Server, Sequence[str], Mapping[str, str]]:
+    """Return a server to be, its command and its environment."""
     weed = Path(sys.executable).with_name("weed")
     if not weed.is_file():
         pytest.fail("SeaweedFS is missing: install progrpo[dev]")
-    directory = Path(tempfile.mkdtemp(prefix="progrpo-s3-"))
     master, volume, filer, s3, metrics = free_ports(5)
     server = S3Server(f"http://127.0.0.1:{s3}")
     identity = {
@@ -83,22 +115,12 @@ def running_s3() -> Iterator[S3Server]:
     command = [
         *(str(weed), "server", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
         *("-s3", f"-s3.port={s3}", f"-s3.config={directory / 's3.json'}"),
-        *("-s3.port.iceberg=0", "-s3.port.lance=0"),  # off; fixed ports, which a second test worker finds taken
-        *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", "-volume.max=100"),
+        *("-s3.port.iceberg=0", "-s3.port.lance=0"),  # off; fixed ports, which a second session finds taken
+        *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", "-volume.max=1000"),
         *("-volume.preStopSeconds=0", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"),
         f"-metricsPort={metrics}",
     ]
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, env={"TMPDIR": str(directory), "HOME": str(directory)}
-        )
-    try:
-        _wait(server, process, directory / "log")
-        yield server
-    finally:
-        process.kill()  # a graceful stop takes ten seconds, and nothing here is kept
-        process.wait()
-        shutil.rmtree(directory, ignore_errors=True)
+    return server, command, {"TMPDIR": str(directory), "HOME": str(directory)}
 
 
 def free_ports(count: int) -> list[int]:

@@ -18,12 +18,15 @@ from jsonschema import Draft202012Validator
 from kubernetes_validate.utils import schema_contents
 from referencing import Registry, Resource
 
+from repetitions import repetitions
+
 Manifest = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
 CHARTS = ROOT / "charts"
 VALUES = Path(__file__).with_name("values")
-KUBERNETES = ("1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37")
+_SUPPORTED = ("1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37")
+KUBERNETES = _SUPPORTED if repetitions("versions of Kubernetes") == len(_SUPPORTED) else (_SUPPORTED[0], _SUPPORTED[-1])
 
 _CRDS = Path(__file__).with_name("crds")
 _WARNING = 2  # helm's severities: 1 info, 2 warning, 3 error
@@ -108,7 +111,7 @@ def render(
         manifest
         for path, text in sorted(files.items())
         if not path.endswith("NOTES.txt")
-        for manifest in yaml.safe_load_all(text)
+        for manifest in yaml.load_all(text, yaml.CSafeLoader)
         if manifest is not None
     ]
     return Release(tuple(manifests), notes)

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -47,7 +46,7 @@ def test_the_command_line_takes_every_command(name):
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory):
+def job(tmp_path_factory, python):
     """The upload job of a site with its own registry, and how to run one of its containers in a folder of ours."""
     found = containers(render("progrpo", {**VALUES["air-gap"], "caBundle": {}}))
     folder = tmp_path_factory.mktemp("job")
@@ -55,7 +54,7 @@ def job(tmp_path_factory):
     token.write_text("of the service account")
 
     def run(name, *more):
-        command = [sys.executable, "-m", "progrpo_pipelines.cli", *found[name]["command"][1:], *more]
+        command = [python, "-m", "progrpo_pipelines.cli", *found[name]["command"][1:], *more]
         variables = environment(found[name])
         if "KF_PIPELINES_SA_TOKEN_PATH" in variables:
             variables["KF_PIPELINES_SA_TOKEN_PATH"] = str(token)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -21,13 +22,15 @@ from progrpo_components.fetch_model import Fetched, fetch_model
 from progrpo_components.registry import register
 from s3 import S3Server, s3_server  # noqa: F401
 
-BUCKET = "models"
+BUCKET = "served"
 
 
 @pytest.fixture(scope="module")
 def server(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:  # noqa: F811
     """MLflow that keeps artifacts in S3 and hands them out itself."""
-    s3_server.client().create_bucket(Bucket=BUCKET)
+    client = s3_server.client()
+    with suppress(client.exceptions.BucketAlreadyOwnedByYou):
+        client.create_bucket(Bucket=BUCKET)
     database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     artifacts = f"s3://{BUCKET}/mlflow"
     with running_mlflow(f"sqlite:///{database}", artifacts, environment=s3_server.environment) as mlflow:

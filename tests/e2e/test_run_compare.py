@@ -1,43 +1,27 @@
 """The main job, end to end and tiny: ``progrpo run compare`` with the real components in real processes."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from finished_run import COMMAND, finished_run
 from progrpo.comparison.result import read_comparison
 from progrpo.manifest import read_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-COMMAND = [sys.executable, "-m", "progrpo_pipelines.cli", "run"]
-TINY = """
-dataset: {source: {num_train: 64, num_eval: 16}}
-train: {steps: 4, prompts_per_step: 2, group_size: 4, log_rollouts_every: 2}
-evaluation: {num_samples: 4}
-comparison:
-  num_resamples: 100
-  gate:  # holds whatever 4 steps of training do
-    candidate: progrpo
-    rules: [{metric: eval/pass_at_1, against: start, relation: not_worse, margin: 1.0}]
-"""
+
+@pytest.fixture(scope="session")
+def finished(python):
+    return finished_run(python)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The finished process of a tiny compare run, and its directory."""
-    folder = tmp_path_factory.mktemp("e2e")
-    (folder / "tiny.yaml").write_text(TINY)
-    command = [*COMMAND, "compare", "--preset", "smoke", "--params-file", str(folder / "tiny.yaml")]
-    command += ["--output", str(folder / "run")]
-    environment = {**os.environ, "PROGRPO_TRACKING": "on"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
-    assert done.returncode == 0, done.stderr + done.stdout
-    return done, folder / "run"
+@pytest.fixture
+def run(finished):
+    """Its directory."""
+    return finished.directory
 
 
 def outputs(run, step):
@@ -45,8 +29,7 @@ def outputs(run, step):
         yield json.loads(path.read_text().splitlines()[-1])["output"]
 
 
-def test_every_artifact_is_whole(finished):
-    _, run = finished
+def test_every_artifact_is_whole(run):
     kinds = {}
     for path in (run / "artifacts").rglob("manifest.json"):
         kind = json.loads(path.read_text())["kind"]
@@ -56,8 +39,7 @@ def test_every_artifact_is_whole(finished):
     assert kinds == {"dataset": 1, "checkpoint": 5, "training": 4, "evaluation": 5, "comparison": 1, "promotion": 1}
 
 
-def test_the_comparison_holds_every_arm_and_seed(finished):
-    _, run = finished
+def test_the_comparison_holds_every_arm_and_seed(run):
     (directory,) = {path.parent for path in (run / "artifacts").rglob("comparison.json")}
     comparison = read_comparison(directory)
     assert [arm.name for arm in comparison.arms] == ["start", "grpo", "progrpo"]
@@ -66,8 +48,7 @@ def test_the_comparison_holds_every_arm_and_seed(finished):
     assert (run / "report.html").read_bytes() == (directory / "report.html").read_bytes()
 
 
-def test_integers_survived_kfp(finished):
-    _, run = finished
+def test_integers_survived_kfp(run):
     for path in (run / "artifacts").rglob("manifest.json"):
         manifest = json.loads(path.read_text())
         if manifest["kind"] == "training":
@@ -76,27 +57,25 @@ def test_integers_survived_kfp(finished):
             assert isinstance(manifest["config"]["seed"], int)
 
 
-def test_the_terminal_shows_progress_table_and_paths(finished):
-    done, run = finished
+def test_the_terminal_shows_progress_table_and_paths(finished, run):
     for part in (
         "train (grpo, seed 0): finished, 4/4, reward ",
         "train (progrpo, seed 1): finished, 4/4, reward ",
         "evaluate (start): finished",
         "(baseline)",
         str(run / "report.html"),
-        f"--backend-store-uri sqlite:///{run.parent / 'mlflow.db'}",
+        f"--backend-store-uri {finished.tracking_uri}",
     ):
-        assert part in done.stdout
-    assert done.stderr == ""
-    assert "KFP Executor" not in done.stdout
+        assert part in finished.stdout
+    assert finished.stderr == ""
+    assert "KFP Executor" not in finished.stdout
     assert "KFP Executor" in (run / "pipeline.log").read_text()
 
 
 def test_mlflow_has_one_summary_run_for_each_arm_and_seed(finished):
     from mlflow import MlflowClient
 
-    _, run = finished
-    client = MlflowClient(tracking_uri=f"sqlite:///{run.parent / 'mlflow.db'}")
+    client = MlflowClient(tracking_uri=finished.tracking_uri)
     (experiment,) = client.search_experiments(filter_string="name = 'progrpo'")
     runs = {entry.info.run_name: entry for entry in client.search_runs([experiment.experiment_id])}
     assert sorted(runs) == ["grpo-seed0", "grpo-seed1", "progrpo-seed0", "progrpo-seed1", "run", "start"]
@@ -111,9 +90,7 @@ def test_mlflow_has_one_summary_run_for_each_arm_and_seed(finished):
 def test_the_candidate_is_the_champion_in_the_registry(finished):
     from mlflow import MlflowClient
 
-    _, run = finished
-    store = f"sqlite:///{run.parent / 'mlflow.db'}"
-    client = MlflowClient(tracking_uri=store, registry_uri=store)
+    client = MlflowClient(tracking_uri=finished.tracking_uri, registry_uri=finished.tracking_uri)
     version = client.get_model_version_by_alias("progrpo", "champion")
     assert client.get_run(version.run_id).info.run_name == "progrpo-seed0"
     assert "Pass@1 of progrpo not worse than start by more than 100.0 points" in version.description
@@ -125,14 +102,12 @@ def test_the_candidate_is_the_champion_in_the_registry(finished):
     assert "compare/progrpo/pass_at_4_difference_low" in comparison.data.metrics
 
 
-def test_no_temporary_files_stay(finished):
-    _, run = finished
+def test_no_temporary_files_stay(run):
     assert not (run / "tmp").exists()
 
 
-def test_the_same_seeds_give_the_same_numbers(finished, tmp_path):
-    _, run = finished
-    command = [*COMMAND, "train-and-evaluate", "--preset", "smoke", "--params-file", str(run.parent / "tiny.yaml")]
+def test_the_same_seeds_give_the_same_numbers(finished, python, tmp_path):
+    command = [python, *COMMAND, "train-and-evaluate", "--preset", "smoke", "--params-file", str(finished.settings)]
     # Its default arm and seed: progrpo, 0. Without a gate nothing is promoted.
     command += ["--output", str(tmp_path / "again"), "--set", "comparison.gate=null"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
@@ -146,5 +121,5 @@ def test_the_same_seeds_give_the_same_numbers(finished, tmp_path):
         )
         return json.loads(path.read_text())["metrics"]
 
-    assert metrics(tmp_path / "again") == metrics(run)
+    assert metrics(tmp_path / "again") == metrics(finished.directory)
     assert not list((tmp_path / "again" / "artifacts").rglob("promotion.json"))

@@ -12,26 +12,15 @@ import pytest
 
 import progrpo
 from docker_engine import docker_engine, images  # noqa: F401 - fixtures
+from finished_run import TINY, finished_run
 from mlflow_server import MLflowServer
 from progrpo.manifest import read_manifest
+from repetitions import repetitions
 from s3 import s3_server  # noqa: F401 - a fixture
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 COMMAND = [sys.executable, "-m", "progrpo_pipelines.cli", "run"]
-TINY = """
-seeds: [0]
-checkpoint: {uri: s3://progrpo-docker/countdown-sft}
-dataset: {source: {num_train: 64, num_eval: 16}}
-train: {steps: 3, prompts_per_step: 2, group_size: 4, log_rollouts_every: 2}
-evaluation: {num_samples: 4}
-comparison:
-  num_resamples: 100
-  gate:  # holds whatever 3 steps of training do
-    candidate: progrpo
-    min_seeds: 1
-    rules: [{metric: eval/pass_at_1, against: start, relation: not_worse, margin: 1.0}]
-"""
 # Long enough to be interrupted: minutes of sampling.
 LONG = ["evaluate", "--preset", "smoke", "--set", "evaluation.num_samples=20000", "--set", "dataset.source.num_train=8"]
 LONG += ["--set", "dataset.source.num_eval=64", "--runner", "docker", "--network", "none"]
@@ -39,33 +28,34 @@ LONG += ["--set", "dataset.source.num_eval=64", "--runner", "docker", "--network
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory, s3_server):  # noqa: F811
-    """MLflow on a database, with its artifacts in S3, and a checkpoint there: what a caller has in the environment."""
+    """The URI of a checkpoint in S3, and the environment that leads there and to an MLflow with its artifacts there."""
     client = s3_server.client()
-    for bucket in ("progrpo-docker", "progrpo-mlflow"):
-        client.create_bucket(Bucket=bucket)
+    models, artifacts = s3_server.new_bucket("models"), s3_server.new_bucket("mlflow")
     for path in (Path(progrpo.__file__).parent / "embedded" / "countdown-sft").iterdir():
-        client.upload_file(str(path), "progrpo-docker", f"countdown-sft/{path.name}")
+        client.upload_file(str(path), models, f"countdown-sft/{path.name}")
     database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    server = MLflowServer(f"sqlite:///{database}", "s3://progrpo-mlflow/runs", s3_server.environment)
+    server = MLflowServer(f"sqlite:///{database}", f"s3://{artifacts}/runs", s3_server.environment)
     server.start()
-    yield {**s3_server.environment, "MLFLOW_TRACKING_URI": server.uri, "PROGRPO_TRACKING": "on"}
+    environment = {**s3_server.environment, "MLFLOW_TRACKING_URI": server.uri, "PROGRPO_TRACKING": "on"}
+    yield f"s3://{models}/countdown-sft", environment
     server.stop()
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, services, docker_engine, images):  # noqa: F811
-    """The same run twice, in processes and in containers: their directories and what they printed."""
+def runs(tmp_path_factory, python, services, docker_engine, images):  # noqa: F811
+    """A run in processes, and its first seed again in containers: their directories and what they printed."""
+    checkpoint, environment = services
     folder = tmp_path_factory.mktemp("docker")
-    (folder / "tiny.yaml").write_text(TINY)
-    found = {}
-    for runner in ("process", "docker"):
-        command = [*COMMAND, "compare", "--preset", "smoke", "--params-file", str(folder / "tiny.yaml")]
-        command += ["--output", str(folder / runner), "--runner", runner]
-        environment = {**os.environ, **docker_engine.environment, **services}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
-        assert done.returncode == 0, done.stderr + done.stdout
-        found[runner] = (folder / runner, done.stdout)
-    return found
+    settings = TINY | {"seeds": [0], "checkpoint": {"uri": checkpoint}}
+    settings["comparison"] = {**TINY["comparison"], "gate": {**TINY["comparison"]["gate"], "min_seeds": 1}}
+    (folder / "tiny.yaml").write_text(json.dumps(settings))
+    command = [*COMMAND, "compare", "--preset", "smoke", "--params-file", str(folder / "tiny.yaml")]
+    command += ["--output", str(folder / "docker"), "--runner", "docker"]
+    environment = {**os.environ, **docker_engine.environment, **environment}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
+    assert done.returncode == 0, done.stderr + done.stdout
+    process = finished_run(python)
+    return {"process": (process.directory, process.stdout), "docker": (folder / "docker", done.stdout)}
 
 
 def of_runs(client) -> list:
@@ -74,11 +64,12 @@ def of_runs(client) -> list:
 
 
 def contents(directory: Path, name: str) -> list:
-    """The files of this name in a run's artifacts, without what tells one run from another."""
+    """The files of this name in a run's artifacts, of its first seed, without what tells one run from another."""
     found = []
     for path in directory.glob(f"artifacts/**/{name}"):
         content = json.loads(path.read_text())
-        found.append((content.get("arm") or "", content.get("seed"), content["metrics"]))
+        if content.get("seed") in (None, 0):
+            found.append((content.get("arm") or "", content.get("seed"), content["metrics"]))
     return sorted(found, key=str)
 
 
@@ -97,12 +88,12 @@ def test_the_metrics_are_the_same_to_the_last_digit(runs):
                 path.parent / "metrics.jsonl"
                 for path in runs[runner][0].glob("artifacts/**/manifest.json")
                 if (manifest := json.loads(path.read_text()))["kind"] == "training"
-                and manifest["config"]["arm"]["name"] == arm
+                and (manifest["config"]["arm"]["name"], manifest["config"]["seed"]) == (arm, 0)
             )
             lines = map(json.loads, path.read_text().splitlines())
             rewards.append([(line["train/reward"], line["train/loss"]) for line in lines if "train/reward" in line])
         assert rewards[0] == rewards[1]
-        assert len(rewards[0]) == 3
+        assert len(rewards[0]) == 4
 
 
 def test_every_artifact_is_whole_and_the_callers(runs):
@@ -117,7 +108,7 @@ def test_every_artifact_is_whole_and_the_callers(runs):
 
 def test_progress_and_paths_are_shown(runs):
     directory, printed = runs["docker"]
-    for part in ("in containers of ", "train (progrpo, seed 0): finished, 3/3", str(directory / "report.html")):
+    for part in ("in containers of ", "train (progrpo, seed 0): finished, 4/4", str(directory / "report.html")):
         assert part in printed
     assert not (directory / "tmp").exists()
 
@@ -125,7 +116,9 @@ def test_progress_and_paths_are_shown(runs):
 def test_mlflow_and_s3_were_reached_from_the_containers(runs, services):
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=services["MLFLOW_TRACKING_URI"], registry_uri=services["MLFLOW_TRACKING_URI"])
+    _, environment = services
+    uri = environment["MLFLOW_TRACKING_URI"]
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     (experiment,) = client.search_experiments(filter_string="name = 'progrpo'")
     mine = [
         run
@@ -142,7 +135,7 @@ def test_mlflow_and_s3_were_reached_from_the_containers(runs, services):
 
 def test_no_secret_is_written_down(runs, services):
     directory, printed = runs["docker"]
-    secret = services["AWS_SECRET_ACCESS_KEY"]
+    secret = services[1]["AWS_SECRET_ACCESS_KEY"]
     assert secret not in printed
     for path in directory.rglob("*"):
         if path.is_file():
@@ -238,7 +231,7 @@ def test_killing_the_command_leaves_no_container(long_run):
     assert wait_for(lambda: not of_runs(client), 30)
 
 
-def test_fifty_failures_are_fifty_failures(tmp_path, docker_engine, images, monkeypatch):  # noqa: F811
+def test_every_failure_is_a_failure(tmp_path, docker_engine, images, monkeypatch):  # noqa: F811
     """Containers that end before anyone asks are where kfp's own runner reports success."""
     from kfp import dsl, local
     from kfp.local import docker_task_handler
@@ -254,15 +247,15 @@ def test_fifty_failures_are_fifty_failures(tmp_path, docker_engine, images, monk
         return dsl.ContainerSpec(image=images["progrpo-cpu"], command=["sh", "-c", "exit 0"])
 
     monkeypatch.setenv("DOCKER_HOST", docker_engine.host)
-    tasks = ContainerTasks(tmp_path, ContainerSettings("fifty", "none"), {})
+    tasks = ContainerTasks(tmp_path, ContainerSettings("failures", "none"), {})
     monkeypatch.setattr(docker_task_handler, "run_docker_container", tasks.run)
     local.init(local.DockerRunner(), pipeline_root=str(tmp_path / "artifacts"))
-    failures = 0
-    for _ in range(50):
+    failures, times = 0, repetitions("failing containers")
+    for _ in range(times):
         try:
             fail()
         except RuntimeError as error:
             failures += "FAILURE" in str(error)
     succeed()
-    assert failures == 50
-    assert docker_engine.client().containers.list(all=True, filters={"label": "progrpo.run=fifty"}) == []
+    assert failures == times
+    assert docker_engine.client().containers.list(all=True, filters={"label": "progrpo.run=failures"}) == []

@@ -58,10 +58,10 @@ def long_run(tmp_path):
     process.stderr.close()
 
 
-def test_a_users_mistake_in_the_data_is_the_message(tmp_path):
+def test_a_users_mistake_in_the_data_is_the_message(python, tmp_path):
     data = tmp_path / "problems.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"{i} + {i}", "solution": 2 * i}) + "\n" for i in range(20)))
-    command = [*COMMAND, "evaluate", "--preset", "smoke", "--output", str(tmp_path / "run")]
+    command = [python, *COMMAND[1:], "evaluate", "--preset", "smoke", "--output", str(tmp_path / "run")]
     command += ["--set", f"dataset.source={{type: file, train_uri: {data}, task: exact}}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
@@ -73,7 +73,7 @@ def test_a_users_mistake_in_the_data_is_the_message(tmp_path):
     assert not (tmp_path / "run" / "tmp").exists()
 
 
-def test_a_fault_that_is_not_the_users_is_exit_code_1(tmp_path):
+def test_a_fault_that_is_not_the_users_is_exit_code_1(python, tmp_path):
     blocker = tmp_path / "run" / "artifacts"
     command = [*COMMAND, "evaluate", "--preset", "smoke", "--output", str(tmp_path / "run")]
     code = "import sys, pathlib; from progrpo_pipelines import local\n"
@@ -82,7 +82,7 @@ def test_a_fault_that_is_not_the_users_is_exit_code_1(tmp_path):
     )
     code += "    return original(directory)\nlocal._environment = broken\n"
     code += f"from progrpo_pipelines.cli import main\nmain({command[3:]!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "NotADirectoryError" in done.stderr or "FileExistsError" in done.stderr
     assert str(tmp_path / "run" / "pipeline.log") in done.stderr

@@ -53,7 +53,7 @@ def test_gpus_are_asked_for_where_the_form_says(cluster, pipeline):
         assert pod.requests == {name: pod.limits[name] if name == "memory" or pod.node_selector else "1"
                                 for name in ("cpu", "memory")}  # fmt: skip
         names = {entry["name"] for entry in pod.env}
-        assert {"HF_HUB_OFFLINE", "PROGRPO_IMAGE", "PROGRPO_PIPELINE", "KFP_POD_NAME"} <= names
+        assert {"PROGRPO_IMAGE", "PROGRPO_PIPELINE", "KFP_POD_NAME"} <= names
         shared = any(mount["mountPath"] == "/dev/shm" for mount in pod.volumes)
         assert shared == bool(pod.node_selector)
         assert pod.labels == {"app.kubernetes.io/part-of": "progrpo", "progrpo.io/step": pod.step}
@@ -103,7 +103,7 @@ def test_the_nodes_of_a_trainjob_get_the_gpus_and_its_launcher_none(
     values = {"run": launcher.parameters["run"], "train": launcher.parameters["config"], "run_id": "r", **uris}
     trainjob = TrainJobConfig.model_validate(launcher.parameters["trainjob"])
     job = WorkerJob.model_validate(values)
-    body = build_trainjob(job, trainjob, namespace="n", api="runtimePatches", task=task)
+    body = build_trainjob(job, trainjob, namespace="n", api="runtimePatches", task=task, runtime="r")
     limits = body["spec"]["trainer"]["resourcesPerNode"]["limits"]
     assert limits == {"cpu": "64", "memory": "768Gi", "nvidia.com/gpu": "8"}
     assert body["spec"]["trainer"]["numNodes"] == 2
@@ -203,7 +203,7 @@ def test_no_block_of_a_run_that_went_well_is_shown_as_running(cluster, pipeline)
     assert run.heard == (None if pipeline == "prepare" else "COMPLETE")
 
 
-def test_below_a_run_of_kubeflows_plugin_the_tasks_are_named(cluster, monkeypatch):
+def test_in_a_run_of_kubeflows_plugin_what_failed_is_named(cluster, monkeypatch):
     """The plugin on and nothing handed out: its run of the pipeline is known to the launcher's environment alone."""
     client = MlflowClient(cluster.uri)
     experiment = client.create_experiment("of the plugin")
@@ -212,6 +212,6 @@ def test_below_a_run_of_kubeflows_plugin_the_tasks_are_named(cluster, monkeypatc
     monkeypatch.setenv("KFP_MLFLOW_CONFIG", json.dumps(config))
     cluster.fates = {TRAIN: [FailedError]}
     cluster.play("compare-smoke", {"seeds": [0]})
-    assert rows_of(cluster.card) == ("# compare: failed", {"failed": "train progrpo seed 0"})
+    assert rows_of(cluster.card) == ("# compare: failed", {"failed": "progrpo seed 0"})
     assert cluster.mlflow()["plugin"] == "RUNNING"  # Kubeflow ends it
     assert [name for name, status in cluster.mlflow().items() if status == "FAILED"] == ["train-progrpo-seed0"]

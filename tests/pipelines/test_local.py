@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ def jsonl(rows):
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(tmp_path_factory, python):
     folder = tmp_path_factory.mktemp("local")
     data = folder / "math.jsonl"
     pickled = folder / "pickled"
@@ -42,7 +41,7 @@ def results(tmp_path_factory):
         "checkpoint": run("train-and-evaluate", checkpoint_uri=str(pickled)),
     }
     (folder / "runs.json").write_text(json.dumps(list(runs.values())))
-    command = [sys.executable, str(Path(__file__).parent / "local_runs.py"), str(folder / "runs.json")]
+    command = [python, str(Path(__file__).parent / "local_runs.py"), str(folder / "runs.json")]
     environment = {**os.environ, "PROGRPO_TRACKING": "off", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
         [*command, str(folder / "results.json")], capture_output=True, text=True, timeout=900, env=environment

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +17,7 @@ from postgres import postgres  # noqa: F401  # a fixture
 from progrpo_components.tracking import Place, locate
 from progrpo_components.tracking.tracker import Tracker
 from s3 import s3_server  # noqa: F401  # a fixture
+from shared import made_once
 
 PREFIX = "/team/mlflow"
 FAST_SENDER = """
@@ -32,58 +32,58 @@ sys.exit(sender.main(sys.argv[1:]))
 
 @dataclass(frozen=True)
 class Tracked:
-    """A server that runs, and how it is reached."""
+    """A server that runs for the session, and how it is reached."""
 
-    server: MLflowServer
+    port: int
     uri: str
     environment: dict[str, str]
 
 
 @pytest.fixture(scope="session")
-def sqlite_server(tmp_path_factory) -> Iterator[Tracked]:
+def sqlite_server() -> Tracked:
     """A server on sqlite that listens below a path, as behind an ingress."""
-    root = tmp_path_factory.mktemp("sqlite-server")
-    backend = f"sqlite:///{root / 'mlflow.db'}"
-    server = MLflowServer(backend, str(root / "artifacts"), options=["--static-prefix", PREFIX])
-    try:
-        server.start(f"{PREFIX}/health")
-        yield Tracked(server, f"{server.uri}{PREFIX}", {})
-    finally:
-        server.stop()
+
+    def start(root: Path) -> dict[str, Any]:
+        options = ["--static-prefix", PREFIX]
+        server = MLflowServer(f"sqlite:///{root / 'mlflow.db'}", str(root / "artifacts"), options=options, root=root)
+        server.start_for_session(f"{PREFIX}/health")
+        return {"port": server.port, "uri": f"{server.uri}{PREFIX}", "environment": {}}
+
+    return Tracked(**made_once("mlflow-sqlite", start))
 
 
 @pytest.fixture(scope="session")
-def team_server(tmp_path_factory, postgres, s3_server, require_all) -> Iterator[Tracked]:  # noqa: F811
+def team_server(postgres, s3_server, require_all) -> Tracked:  # noqa: F811
     """What a team runs: PostgreSQL, artifacts in S3 by way of the server, users with passwords."""
     if find_spec("flask_wtf") is None:
         reason = "basic auth of mlflow server needs Flask-WTF (mlflow[auth])"
         pytest.fail(reason) if require_all else pytest.skip(reason)
-    root = tmp_path_factory.mktemp("team-server")
-    s3_server.client().create_bucket(Bucket="mlflow")
-    config = root / "auth.ini"
-    settings = {
-        "default_permission": "READ",
-        "database_uri": f"sqlite:///{root}/users.db",
-        "admin_username": "ana",
-        "admin_password": "a-password-of-ana",
-        "auth_cache_ttl_seconds": 300,  # without it every request costs a slow hash
-        "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
-    }
-    config.write_text("[mlflow]\n" + "".join(f"{key} = {value}\n" for key, value in settings.items()))
-    environment = {
-        **s3_server.environment,
-        "MLFLOW_S3_ENDPOINT_URL": s3_server.endpoint,
-        "MLFLOW_AUTH_CONFIG_PATH": str(config),
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": "for-tests",
-    }
-    options = ["--app-name", "basic-auth", "--serve-artifacts"]
-    server = MLflowServer(postgres.uri, "s3://mlflow/artifacts", environment, options)
-    try:
-        server.start()
+
+    def start(root: Path) -> dict[str, Any]:
+        s3_server.client().create_bucket(Bucket="mlflow")
+        config = root / "auth.ini"
+        settings = {
+            "default_permission": "READ",
+            "database_uri": f"sqlite:///{root}/users.db",
+            "admin_username": "ana",
+            "admin_password": "a-password-of-ana",
+            "auth_cache_ttl_seconds": 300,  # without it every request costs a slow hash
+            "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
+        }
+        config.write_text("[mlflow]\n" + "".join(f"{key} = {value}\n" for key, value in settings.items()))
+        environment = {
+            **s3_server.environment,
+            "MLFLOW_S3_ENDPOINT_URL": s3_server.endpoint,
+            "MLFLOW_AUTH_CONFIG_PATH": str(config),
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": "for-tests",
+        }
+        options = ["--app-name", "basic-auth", "--serve-artifacts"]
+        server = MLflowServer(postgres.uri, "s3://mlflow/artifacts", environment, options, root=root)
+        server.start_for_session()
         user = {"MLFLOW_TRACKING_USERNAME": "ana", "MLFLOW_TRACKING_PASSWORD": "a-password-of-ana"}
-        yield Tracked(server, server.uri, user)
-    finally:
-        server.stop()
+        return {"port": server.port, "uri": server.uri, "environment": user}
+
+    return Tracked(**made_once("mlflow-team", start))
 
 
 @pytest.fixture
@@ -103,11 +103,11 @@ def use(monkeypatch) -> Callable[[str, dict[str, str]], None]:
 
 
 @pytest.fixture
-def fast_sender(monkeypatch, tmp_path) -> None:
+def fast_sender(monkeypatch, python, tmp_path) -> None:
     """Start senders that wait hundredths of a second where others wait seconds."""
     program = tmp_path / "fast_sender.py"
     program.write_text(FAST_SENDER)
-    monkeypatch.setattr(Tracker, "sender_command", [sys.executable, str(program)])
+    monkeypatch.setattr(Tracker, "sender_command", [python, str(program)])
     monkeypatch.setattr("progrpo_components.tracking.tracker.CLOSE_S", 250.0)
 
 

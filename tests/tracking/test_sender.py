@@ -90,7 +90,7 @@ def test_a_server_that_is_down_costs_a_step_no_time_and_gets_everything_later(
 @pytest.mark.slow
 @pytest.mark.usefixtures("fast_sender")
 def test_a_server_that_goes_away_and_comes_back_gets_everything(sqlite_server, use, pipeline_run, tmp_path, capfd):
-    with running_proxy(sqlite_server.server.port, share=1.0, faults=("cut before", "403")) as proxy:
+    with running_proxy(sqlite_server.port, share=1.0, faults=("cut before", "403")) as proxy:
         use(f"{proxy.uri}{PREFIX}")
         with open_tracking(place_of(pipeline_run), tmp_path / "out") as tracker:
             tracker.log(1, {"train/reward": 0.1})

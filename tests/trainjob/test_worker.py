@@ -42,35 +42,37 @@ TIMEOUT_S = 240
 
 @pytest.fixture(scope="module")
 def store(s3_server, tiny_dataset, embedded_checkpoint):  # noqa: F811
-    """Put the inputs into a bucket, as Kubeflow does; give the server."""
-    s3_server.client().create_bucket(Bucket="pipelines")
+    """Put the inputs into a bucket, as Kubeflow does; give its name."""
+    bucket = s3_server.new_bucket("pipelines")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3_server.environment.items():
             patch.setenv(name, value)
-        publish(tiny_dataset, "s3://pipelines/v2/dataset")
-        publish(embedded_checkpoint, "s3://pipelines/v2/checkpoint")
-        yield s3_server
+        publish(tiny_dataset, f"s3://{bucket}/v2/dataset")
+        publish(embedded_checkpoint, f"s3://{bucket}/v2/checkpoint")
+        yield bucket
 
 
 @pytest.fixture(scope="module")
-def store_job(make_job):
+def store_job(make_job, store):
     """Make a job whose inputs and output lie in the bucket."""
 
     def make(name, **train):
-        uris = {"dataset": "s3://pipelines/v2/dataset", "checkpoint": "s3://pipelines/v2/checkpoint"}
+        uris = {"dataset": f"s3://{store}/v2/dataset", "checkpoint": f"s3://{store}/v2/checkpoint"}
         return make_job(
-            **uris, output=f"s3://pipelines/v2/{name}/training", run_id=name, train=TRAIN | train, tracking=None
+            **uris, output=f"s3://{store}/v2/{name}/training", run_id=name, train=TRAIN | train, tracking=None
         )
 
     return make
 
 
 @pytest.fixture(scope="module")
-def one_node(store_job, tiny_dataset, embedded_checkpoint, tmp_path_factory):
+def one_node(python, store_job, tiny_dataset, embedded_checkpoint, tmp_path_factory):
     """The same run with both ranks on one node."""
     job, output = store_job("one-node"), tmp_path_factory.mktemp("one") / "training"
     train = TrainConfig.model_validate(TRAIN)
-    launch(job.run.arm, job.run.seed, train, dataset=tiny_dataset, checkpoint=embedded_checkpoint, output=output)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", python)  # of the ranks
+        launch(job.run.arm, job.run.seed, train, dataset=tiny_dataset, checkpoint=embedded_checkpoint, output=output)
     return output
 
 
@@ -84,7 +86,7 @@ def store_of_pods():
 class Nodes:
     """The workers of a job, each with the environment that Kubeflow Trainer gives its pod, and a disk of its own."""
 
-    def __init__(self, job, directory):
+    def __init__(self, python, job, directory):
         (port,) = free_ports(1)
         self.disks = [directory / f"node{rank}" for rank in (0, 1)]
         self.processes = []
@@ -92,7 +94,7 @@ class Nodes:
             disk.mkdir(parents=True)
             torchrun = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_NODE_RANK": str(rank)}
             meeting = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)}
-            command = [sys.executable, "-m", "progrpo_components.trainjob.worker", "--job", job.as_argument()]
+            command = [python, "-m", "progrpo_components.trainjob.worker", "--job", job.as_argument()]
             environment = {**os.environ, **store_of_pods(), **torchrun, **meeting, "TMPDIR": str(disk)}
             with (directory / f"node{rank}.log").open("wb") as log:
                 self.processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
@@ -134,22 +136,22 @@ def check_equal(training, expected):
 
 
 @pytest.mark.slow
-def test_two_nodes_train_what_one_does(store, store_job, one_node, tmp_path):
+def test_two_nodes_train_what_one_does(python, store, store_job, one_node, tmp_path):
     job = store_job("two-nodes")
-    with Nodes(job, tmp_path) as nodes:
+    with Nodes(python, job, tmp_path) as nodes:
         assert nodes.wait() == [0, 0], nodes.logs()
         assert [list(disk.glob("progrpo-node-*")) for disk in nodes.disks] == [[], []]
     check_equal(localize(job.output, tmp_path / "result"), one_node)
 
 
 @pytest.mark.slow
-def test_nodes_that_are_stopped_or_lost_go_on(store, store_job, one_node, tmp_path):
+def test_nodes_that_are_stopped_or_lost_go_on(python, s3_server, store, store_job, one_node, tmp_path):  # noqa: F811
     """A node is drained, then one is lost; each time JobSet starts all again, and they go on from the point in S3."""
-    job = store_job("restarted", checkpointing={"uri": "s3://pipelines/state", "every": 1})
-    client = store.client()
+    job = store_job("restarted", checkpointing={"uri": f"s3://{store}/state", "every": 1})
+    client = s3_server.client()
 
     def has_a_point(_nodes):
-        found = client.list_objects_v2(Bucket="pipelines", Prefix="state/").get("Contents", ())
+        found = client.list_objects_v2(Bucket=store, Prefix="state/").get("Contents", ())
         return any("step_" in item["Key"] and item["Key"].endswith(MANIFEST_NAME) for item in found)
 
     def goes_on(nodes):
@@ -159,7 +161,7 @@ def test_nodes_that_are_stopped_or_lost_go_on(store, store_job, one_node, tmp_pa
     for attempt, (ready, signum, codes) in enumerate(
         [(has_a_point, signal.SIGTERM, [143, 143]), (goes_on, signal.SIGKILL, [1, -signal.SIGKILL])]
     ):
-        with Nodes(job, tmp_path / str(attempt)) as nodes:
+        with Nodes(python, job, tmp_path / str(attempt)) as nodes:
             deadline = time.monotonic() + TIMEOUT_S
             while not ready(nodes):
                 assert time.monotonic() < deadline, nodes.logs()
@@ -167,7 +169,7 @@ def test_nodes_that_are_stopped_or_lost_go_on(store, store_job, one_node, tmp_pa
             nodes.processes[1].send_signal(signum)
             assert nodes.wait() == codes, nodes.logs()
         assert published(job.output, "training") is None
-    with Nodes(job, tmp_path / "last") as nodes:
+    with Nodes(python, job, tmp_path / "last") as nodes:
         assert nodes.wait() == [0, 0], nodes.logs()
         assert goes_on(nodes)
     check_equal(localize(job.output, tmp_path / "result"), one_node)
@@ -207,11 +209,11 @@ def fails(job, tmp_path, **arguments):
 
 def test_what_fails_is_left_for_the_launcher(store, store_job, pod, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    missing = store_job("x").model_copy(update={"checkpoint": "s3://pipelines/v2/none"})
+    missing = store_job("x").model_copy(update={"checkpoint": f"s3://{store}/v2/none"})
     code, name, message = fails(missing, tmp_path)
     assert (code, name) == (1, "StorageError"), "a store may come back: the pods are restarted"
     assert "has neither an object nor a prefix" in message
-    swapped = store_job("x").model_copy(update={"checkpoint": "s3://pipelines/v2/dataset"})
+    swapped = store_job("x").model_copy(update={"checkpoint": f"s3://{store}/v2/dataset"})
     code, name, message = fails(swapped, tmp_path)
     assert (code, name) == (2, "ManifestError"), "no restart mends it"
     assert "a checkpoint artifact is needed" in message
@@ -257,9 +259,9 @@ def test_a_store_that_is_away_is_tried_again(store, tiny_dataset, tmp_path, monk
         monkeypatch.setenv("AWS_ENDPOINT_URL", right)
 
     monkeypatch.setattr("progrpo_components.trainjob.artifacts.time.sleep", pause)
-    publish(tiny_dataset, "s3://pipelines/v2/later")
+    publish(tiny_dataset, f"s3://{store}/v2/later")
     assert calls
-    found = published("s3://pipelines/v2/later", "dataset")
+    found = published(f"s3://{store}/v2/later", "dataset")
     assert found == read_manifest(tiny_dataset, "dataset")
 
 
@@ -274,16 +276,16 @@ def test_the_manifest_is_uploaded_last(store, tiny_dataset, monkeypatch):
             yield client
 
     monkeypatch.setattr("progrpo_components.trainjob.artifacts.s3_client", listened)
-    publish(tiny_dataset, "s3://pipelines/v2/order")
+    publish(tiny_dataset, f"s3://{store}/v2/order")
     assert len(keys) == len(set(keys)) == len(read_manifest(tiny_dataset, "dataset").files) + 1
     assert keys[-1].endswith(MANIFEST_NAME)
 
 
-def test_an_upload_that_was_cut_off_is_no_artifact(store, tiny_dataset):
-    publish(tiny_dataset, "s3://pipelines/v2/cut")
-    client = store.client()
-    client.put_object(Bucket="pipelines", Key="v2/cut/train.parquet", Body=b"half")
+def test_an_upload_that_was_cut_off_is_no_artifact(s3_server, store, tiny_dataset):  # noqa: F811
+    publish(tiny_dataset, f"s3://{store}/v2/cut")
+    client = s3_server.client()
+    client.put_object(Bucket=store, Key="v2/cut/train.parquet", Body=b"half")
     with pytest.raises(ManifestError, match=r"train.parquet has 4 bytes; the manifest lists"):
-        published("s3://pipelines/v2/cut", "dataset")
-    client.delete_object(Bucket="pipelines", Key=f"v2/cut/{MANIFEST_NAME}")
-    assert published("s3://pipelines/v2/cut", "dataset") is None
+        published(f"s3://{store}/v2/cut", "dataset")
+    client.delete_object(Bucket=store, Key=f"v2/cut/{MANIFEST_NAME}")
+    assert published(f"s3://{store}/v2/cut", "dataset") is None

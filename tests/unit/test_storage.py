@@ -1,6 +1,7 @@
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,8 @@ from s3 import s3_server  # noqa: F401 - a fixture
 @pytest.fixture(scope="module")
 def filled(s3_server):  # noqa: F811
     client = s3_server.client()
-    client.create_bucket(Bucket="models")
+    with suppress(client.exceptions.BucketAlreadyOwnedByYou):
+        client.create_bucket(Bucket="models")
     client.put_object(Bucket="models", Key="llama/config.json", Body=b"{}")
     client.put_object(Bucket="models", Key="llama/sub/a.txt", Body=b"a")
     client.put_object(Bucket="models", Key="llama-2/config.json", Body=b"other")

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 from kfp import dsl
@@ -83,12 +82,12 @@ def test_the_headline_has_names_that_mlflow_and_kfp_take(compared):
 
 
 @pytest.mark.parametrize(("min_seeds", "code"), [(1, 0), (2, 1)])
-def test_the_exit_code_is_the_verdict(compared, experiment, tmp_path, min_seeds, code):
+def test_the_exit_code_is_the_verdict(python, compared, experiment, tmp_path, min_seeds, code):
     """``progrpo step promote``: 0 if promoted, 1 with the reason if not; 2 stays for mistakes."""
     comparison, _ = compared({"min_seeds": min_seeds})
     config = tmp_path / "promote.json"
     config.write_text(json.dumps({"comparison": str(comparison), "training": str(experiment[1][1])}))
-    command = [sys.executable, "-m", "progrpo_pipelines.cli", "step", "promote", "--config", str(config)]
+    command = [python, "-m", "progrpo_pipelines.cli", "step", "promote", "--config", str(config)]
     done = subprocess.run([*command, "--output", str(tmp_path / "out")], capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     if code == 0:

@@ -179,12 +179,12 @@ def test_a_good_checkpoint_in_s3_passes_and_a_wrong_one_is_named_by_its_uri(chec
 def test_training_state_must_be_writable(s3_server, monkeypatch):  # noqa: F811
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
-    s3_server.client().create_bucket(Bucket="state")
-    check(overrides={"train": {"checkpointing": {"uri": "s3://state/runs"}}}, train_retries=2)
-    assert not s3_server.client().list_objects_v2(Bucket="state").get("Contents")  # the probe is gone
+    s3_server.client().create_bucket(Bucket="written")
+    check(overrides={"train": {"checkpointing": {"uri": "s3://written/runs"}}}, train_retries=2)
+    assert not s3_server.client().list_objects_v2(Bucket="written").get("Contents")  # the probe is gone
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(StorageError, match=r"train\.checkpointing\.uri: .*the secret key is wrong"):
-        check(overrides={"train": {"checkpointing": {"uri": "s3://state/runs"}}})
+        check(overrides={"train": {"checkpointing": {"uri": "s3://written/runs"}}})
 
 
 def test_training_is_tried_again_only_where_it_can_go_on():

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,14 +21,14 @@ CONFIG = EvaluateConfig(
 
 @pytest.mark.slow
 def test_killed_ten_times_it_is_the_file_of_an_uninterrupted_run(
-    tiny_dataset: Path, embedded_checkpoint: Path, tmp_path: Path
+    python: str, tiny_dataset: Path, embedded_checkpoint: Path, tmp_path: Path
 ) -> None:
     evaluate(CONFIG, dataset=tiny_dataset, checkpoint=embedded_checkpoint, output=tmp_path / "whole")
     script = Path(__file__).with_name("killed_evaluations.py")
     kills = 0
     for seed in range(5):
         output = tmp_path / f"killed{seed}"
-        command = [sys.executable, script, tiny_dataset, embedded_checkpoint, output, CONFIG.model_dump_json(), seed]
+        command = [python, script, tiny_dataset, embedded_checkpoint, output, CONFIG.model_dump_json(), seed]
         run = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=os.environ, check=False)
         assert run.returncode == 0, run.stderr
         kills += int(run.stdout)

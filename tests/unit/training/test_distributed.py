@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,22 +15,22 @@ VARIANTS = ("ddp", "fsdp2", "fsdp2-tied", "fsdp2-lora", "fsdp2-recompute")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-def run(launcher, checkpoint, output, variants):
+def run(python, launcher, checkpoint, output, variants):
     output.mkdir()
-    command = [sys.executable, *launcher, SCRIPT, checkpoint, output, *variants]
+    command = [python, *launcher, SCRIPT, checkpoint, output, *variants]
     subprocess.run(command, check=True, timeout=300, capture_output=True, text=True)
     return [json.loads(path.read_text()) for path in sorted(output.glob("rank_*.json"))]
 
 
 @pytest.fixture(scope="module")
-def two_ranks(embedded_checkpoint, tmp_path_factory):
-    return run(TORCHRUN, embedded_checkpoint, tmp_path_factory.mktemp("ranks") / "two", VARIANTS)
+def two_ranks(python, embedded_checkpoint, tmp_path_factory):
+    return run(python, TORCHRUN, embedded_checkpoint, tmp_path_factory.mktemp("ranks") / "two", VARIANTS)
 
 
 @pytest.fixture(scope="module")
-def one_rank(embedded_checkpoint, tmp_path_factory):
+def one_rank(python, embedded_checkpoint, tmp_path_factory):
     variants = ("ddp", "ddp-tied", "ddp-lora")
-    return run((), embedded_checkpoint, tmp_path_factory.mktemp("ranks") / "one", variants)[0]
+    return run(python, (), embedded_checkpoint, tmp_path_factory.mktemp("ranks") / "one", variants)[0]
 
 
 @pytest.mark.parametrize("name", VARIANTS)

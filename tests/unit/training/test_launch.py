@@ -134,7 +134,10 @@ def test_ranks_do_not_wait_for_a_sink_that_fails(tmp_path, caplog):
     assert "No space left on device" in caplog.text
 
 
-def test_an_error_of_the_ranks_is_raised_with_its_type_and_nothing_is_left(embedded_checkpoint, tiny_dataset, tmp_path):
+def test_an_error_of_the_ranks_is_raised_with_its_type_and_nothing_is_left(
+    python, embedded_checkpoint, tiny_dataset, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sys, "executable", python)  # of the ranks
     output = tmp_path / "output"
     output.mkdir()
     (output / "file").touch()

@@ -5,7 +5,6 @@ Rollouts are named, so two ranks sample what one does, and all that follows must
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -48,7 +47,7 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def outputs_of(tiny_dataset, embedded_checkpoint, tmp_path_factory):
+def outputs_of(python, tiny_dataset, embedded_checkpoint, tmp_path_factory):
     """Make the runs of a case, once; return the directory they lie in."""
     made = {}
 
@@ -59,7 +58,7 @@ def outputs_of(tiny_dataset, embedded_checkpoint, tmp_path_factory):
             runs = {name: {"arm": arm, "config": CONFIG | settings | own} for name, own in STRATEGIES.items()}
             job = {"dataset": str(tiny_dataset), "checkpoint": str(embedded_checkpoint), "output": str(directory)}
             (directory / "settings.json").write_text(json.dumps(job | {"runs": runs}))
-            command = [sys.executable, str(PROGRAM), str(directory / "settings.json")]
+            command = [python, str(PROGRAM), str(directory / "settings.json")]
             done = subprocess.run(command, capture_output=True, text=True, timeout=540)
             assert done.returncode == 0, done.stderr[-4000:]
         return made[case]

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from progrpo.metrics import heldout_pass_at, read_jsonl
 from progrpo.training.heldout import Heldout
 from progrpo.training.state.points import read_point
 from progrpo.training.train import train
+from repetitions import repetitions
 
 PROGRAM = Path(__file__).with_name("killed_runs.py")
 DURATIONS = {"train/step_s", "perf/tokens_per_s", "perf/peak_memory_gib"}
@@ -51,7 +51,7 @@ def rollouts_of(output):
 
 
 @pytest.fixture
-def run(tiny_dataset, embedded_checkpoint, tmp_path):
+def run(python, tiny_dataset, embedded_checkpoint, tmp_path):
     """Train in killed processes; return the output of the attempt that ended, and how many were killed."""
 
     def run(name, *, kills, ranks=1, arm=ARM, every=3, **config):
@@ -69,7 +69,7 @@ def run(tiny_dataset, embedded_checkpoint, tmp_path):
             "seed": 11,
         }
         (tmp_path / f"{name}.json").write_text(json.dumps(settings))
-        command = [sys.executable, str(PROGRAM), str(tmp_path / f"{name}.json")]
+        command = [python, str(PROGRAM), str(tmp_path / f"{name}.json")]
         done = subprocess.run(command, capture_output=True, text=True, timeout=540)
         assert done.returncode == 0, done.stderr[-3000:]
         result = json.loads(done.stdout.splitlines()[-1])
@@ -79,10 +79,11 @@ def run(tiny_dataset, embedded_checkpoint, tmp_path):
 
 
 @pytest.mark.slow
-def test_twenty_kills_change_no_bit(run):
+def test_kills_change_no_bit(run):
+    times = repetitions("kills of a training run")
     whole, _ = run("whole", kills=0)
-    resumed, kills = run("killed", kills=20)
-    assert kills == 20
+    resumed, kills = run("killed", kills=times)
+    assert kills == times
     assert metrics_of(resumed) == metrics_of(whole)
     assert [row["step"] for row in metrics_of(resumed)] == list(range(61))
     expected, weights = weights_of(whole), weights_of(resumed)
@@ -140,7 +141,7 @@ def test_a_damaged_point_is_passed_over(tmp_path, tiny_dataset, embedded_checkpo
     assert metrics_of(resumed) == metrics_of(tmp_path / "first")
 
 
-def test_sigterm_saves_the_last_step_and_exits_with_143(tmp_path, tiny_dataset, embedded_checkpoint):
+def test_sigterm_saves_the_last_step_and_exits_with_143(python, tmp_path, tiny_dataset, embedded_checkpoint):
     settings = {
         "dataset": str(tiny_dataset),
         "checkpoint": str(embedded_checkpoint),
@@ -150,7 +151,7 @@ def test_sigterm_saves_the_last_step_and_exits_with_143(tmp_path, tiny_dataset, 
         | {"steps": 2000, "heldout": None, "checkpointing": {"uri": str(tmp_path / "state"), "every": 1000}},
     }
     (tmp_path / "train.json").write_text(json.dumps(settings))
-    command = [sys.executable, "-m", "progrpo_pipelines.cli", "step", "train"]
+    command = [python, "-m", "progrpo_pipelines.cli", "step", "train"]
     command += ["--config", str(tmp_path / "train.json"), "--output", str(tmp_path / "run")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from repetitions import repetitions
 from s3 import s3_server  # noqa: F401 - a fixture
 
 WRITER = Path(__file__).with_name("state_writer.py")
@@ -36,9 +37,10 @@ def run(*arguments, **environment):
 
 
 def test_killed_at_random_times(fast_directory):
-    found = run("random", fast_directory, 25)
+    kills = repetitions("kills of a writer of resume points")
+    found = run("random", fast_directory, kills)
     assert found["latest"] > 0
-    assert found["midway"] >= 5, "the kills hit no writer at work: this tested nothing"
+    assert found["midway"] >= kills // 5, "the kills hit no writer at work: this tested nothing"
 
 
 def test_killed_at_every_third_operation_on_the_file_system(fast_directory):  # from a random one on
