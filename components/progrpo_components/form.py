@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
 
-from progrpo.config import PIPELINES, Algorithm, FileSource, PreparePipeline, difference, merge, parse
+from progrpo import rewards
+from progrpo.algorithms import registry as algorithms
+from progrpo.config import PIPELINES, PreparePipeline, difference, merge, parse
 from progrpo.errors import ConfigError
 
 PATHS: dict[str, str] = {
@@ -62,12 +64,12 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 }
 """Fields without a default where a preset is for a model and data of the user's own."""
 
-ALGORITHMS: tuple[str, ...] = tuple(model.model_fields["type"].default for model in get_args(get_args(Algorithm)[0]))
 LITERALS: dict[str, tuple[str, ...]] = {
-    "algorithm": ALGORITHMS,
-    "dataset_task": get_args(FileSource.model_fields["task"].annotation),
+    "algorithm": tuple(algorithms.BUILT_IN),
+    "dataset_task": tuple(rewards.BUILT_IN),
 }
-"""Fields with a closed set of values, which Kubeflow shows as a dropdown."""
+"""Fields with a closed set of values, which Kubeflow shows as a dropdown: built in, whatever is installed here. Another
+algorithm or task is named in ``overrides``, or in ``arms``."""
 
 
 def defaults_of(pipeline: str) -> dict[str, Any]:

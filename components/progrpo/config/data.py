@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from progrpo.config.base import MAX_SEED, Config
+from progrpo.rewards import task_text
+from progrpo.settings import MAX_SEED, Config
 
 
 class CountdownSource(Config):
@@ -31,8 +32,8 @@ class FileSource(Config):
     eval_frac: float = Field(0.1, gt=0, lt=1, description="fraction held out if eval_uri is absent; ours")
     prompt_column: str = Field("prompt", min_length=1, description="a text, or a list of {role, content} messages")
     answer_column: str = Field("answer", min_length=1)
-    task: Literal["math", "exact", "countdown", "code"] = Field(
-        "math", description="how an answer is verified; see progrpo.rewards"
+    task: Annotated[str, BeforeValidator(task_text)] = Field(
+        "math", description="how an answer is verified: a name that `progrpo tasks` lists, or its settings"
     )
     max_rows: int | None = Field(None, ge=2, description="use at most this many rows of each file")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of the split")

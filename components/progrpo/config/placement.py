@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from progrpo.config.base import Config
+from progrpo.settings import Config
 
 _QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|[kMGTP]i?)?$"
 _NAME = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from progrpo.config import EvaluateConfig
 from progrpo.data.dataset import Problem
-from progrpo.rewards import VERIFIER_VERSIONS
+from progrpo.rewards import task_of
 
 FREE_KEYS = frozenset({"seed", "dtype", "engine", "digest"})
 """May differ between comparable evaluations: which completions are drawn, and how fast."""
@@ -42,18 +42,9 @@ def protocol_record(
         "dataset_digest": dataset_digest,
         "chat_template_digest": chat_template_digest,
         "prompts_digest": _digest([list(prompt) for prompt in prompts]),
-        "verifier": {task: VERIFIER_VERSIONS[task] for task in sorted({problem.task for problem in problems})},
+        "verifier": {task: task_of(task).version for task in sorted({problem.task for problem in problems})},
     }
     return record | {"digest": _digest({key: value for key, value in record.items() if key not in FREE_KEYS})}
-
-
-def protocol_differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the keys in which two records differ in a way that matters, with both values; None: not recorded."""
-    return {
-        key: (first.get(key), other.get(key))
-        for key in sorted({*first, *other} - FREE_KEYS)
-        if first.get(key) != other.get(key)
-    }
 
 
 def _digest(content: Any) -> str:

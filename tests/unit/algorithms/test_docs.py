@@ -3,12 +3,12 @@
 import json
 import re
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from pydantic import BaseModel
 
-from progrpo.config.algorithms import AdaptiveEntropy, Algorithm
+from progrpo.algorithms.entropy_bonus import AdaptiveEntropy
+from progrpo.algorithms.registry import BUILT_IN as CONFIGS
 
 HERE = Path(__file__).parent
 TEXT = (HERE.parents[2] / "docs" / "algorithms.md").read_text()
@@ -17,7 +17,6 @@ ROWS = [
     for line in TEXT.split("\n## ")[0].splitlines()
     if line.startswith("| `")
 ]
-CONFIGS = {config.model_fields["type"].default: config for config in get_args(get_args(Algorithm)[0])}
 # entropy_bonus has two rows; its adaptive part needs a target, which has no default
 BUILD = {name: config() for name, config in CONFIGS.items()} | {
     "entropy_bonus": CONFIGS["entropy_bonus"](adaptive=AdaptiveEntropy(target=1.0))

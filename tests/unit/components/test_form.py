@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from progrpo.config import PIPELINES, ComparePipeline, CountdownSource, FileSource, ProGRPO
 from progrpo.errors import ConfigError
-from progrpo_components.form import ALGORITHMS, FIELDS, PATHS, read_form
+from progrpo_components.form import FIELDS, LITERALS, PATHS, read_form
 from progrpo_pipelines.presets import (
     arguments_of,
     form_defaults,
@@ -60,7 +60,7 @@ VALUES = st.fixed_dictionaries(
         "train.engine": st.sampled_from(
             [{"type": "transformers", "batch_size": 4}, {"type": "vllm", "memory_frac": 0.5}]
         ),
-        "arms": st.lists(st.sampled_from(ALGORITHMS), min_size=1, unique=True).map(
+        "arms": st.lists(st.sampled_from(LITERALS["algorithm"]), min_size=1, unique=True).map(
             lambda names: [{"name": f"a{name}", "algorithm": {"type": name}} for name in names]
         ),
         "comparison.baseline": st.just("start"),
