@@ -8,23 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import cache
-from importlib import metadata
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from progrpo.errors import ConfigError
 from progrpo.settings import Config
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=Config)
 
 
 @cache
-def offered(group: str) -> tuple[metadata.EntryPoint, ...]:
+def offered(group: str) -> tuple[EntryPoint, ...]:
     """Return the entry points of a group, in alphabetical order."""
+    from importlib import metadata
+
     return tuple(sorted(metadata.entry_points(group=group), key=lambda point: (point.name, package_of(point))))
 
 
-def package_of(point: metadata.EntryPoint) -> str:
+def package_of(point: EntryPoint) -> str:
     """Return name and version of the package that an entry point is of."""
     return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
 

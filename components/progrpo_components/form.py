@@ -82,6 +82,9 @@ def form_of(pipeline: str, values: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: _get(values, PATHS[name]) for name in FIELDS[pipeline]}
     if _get(values, "dataset.source.type") == "countdown":
         fields["dataset_task"] = "countdown"
+    for name, allowed in LITERALS.items():
+        if fields.get(name) is not None and fields[name] not in allowed:
+            fields[name] = allowed[0]  # for the dropdown; overrides say what it cannot
     return {name: "" if value is None else value for name, value in sorted(fields.items())}
 
 
@@ -172,7 +175,8 @@ def _check_said_once(given: Mapping[str, Any], said: Mapping[str, Any], settings
     """Refuse a setting that a field says and ``overrides`` says otherwise."""
     for name in sorted(given):
         wanted, found = _get(said, PATHS[name]), _get(settings, PATHS[name])
-        if wanted is not None and found != wanted:
+        is_plugin = name in LITERALS and found not in LITERALS[name]
+        if wanted is not None and found != wanted and not is_plugin:
             raise ConfigError(
                 f"{name} is {wanted!r}, but overrides makes {PATHS[name]} {found!r}. What has a parameter of its own "
                 f"is set there: give {name}, and leave {PATHS[name]} out of overrides."

@@ -8,13 +8,11 @@ from typing import Any
 from progrpo.comparison.sources import Evaluation, Training
 from progrpo.config import START
 from progrpo.errors import ComparisonError
+from progrpo.evaluation.protocol import FREE_KEYS
 
 # Other problems, or another number of completions of them, leave nothing to pair.
 _REFUSED_PROTOCOL_KEYS = ("dataset_digest", "num_samples")
-# Which completions are drawn, and with what arithmetic, is no part of what is measured; that the problems agree is
-# checked one by one; the digest sums up the other keys.
-_FREE_PROTOCOL_KEYS = {"seed", "max_problems", "dtype", "engine", "digest"}
-# Nor is how fast an evaluation runs.
+# How fast an evaluation runs is no part of what is measured.
 _FREE_EVALUATION_KEYS = {"seed", "ks", "batch_size", "device", "num_threads", "max_problems"}
 _FREE_TRAINING_KEYS = {"device", "num_threads", "log_rollouts_every", "checkpointing"}
 
@@ -91,7 +89,7 @@ def check_trainings(trainings: Sequence[Training]) -> dict[tuple[str, int], Trai
 def protocol_differences(evaluations: Sequence[Evaluation]) -> list[str]:
     """Name every way in which the evaluations measured differently: then a difference is not the arms' alone."""
     protocols = {evaluation.label: evaluation.summary.protocol for evaluation in evaluations}
-    return list(_differences(protocols, _FREE_PROTOCOL_KEYS))
+    return list(_differences(protocols, FREE_KEYS))
 
 
 def shared_protocol(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
@@ -166,7 +164,7 @@ def _short(digests: Mapping[str, str]) -> dict[str, str]:
 
 def _evaluation_warnings(evaluations: Sequence[Evaluation]) -> Iterator[str]:
     configs = {evaluation.label: evaluation.config.get("evaluation") or {} for evaluation in evaluations}
-    measured = {key for evaluation in evaluations for key in evaluation.summary.protocol} - _FREE_PROTOCOL_KEYS
+    measured = {key for evaluation in evaluations for key in evaluation.summary.protocol} - FREE_KEYS
     for difference in _differences(configs, _FREE_EVALUATION_KEYS | measured):
         yield f"Evaluation differed: {difference}."
     for evaluation in evaluations:
@@ -190,7 +188,7 @@ def _hardware_warnings(
             yield f"The arms were {step} on different hardware ({listed}): their wall times do not compare."
 
 
-def _differences(configs: Mapping[str, Mapping[str, Any]], ignore: set[str]) -> Iterator[str]:
+def _differences(configs: Mapping[str, Mapping[str, Any]], ignore: Collection[str]) -> Iterator[str]:
     """Yield "key is 1 in a, b; 2 in c" for every dotted key whose value is not the same in all of ``configs``."""
     flat = {name: flatten(config) for name, config in configs.items()}
     for key in dict.fromkeys(key for values in flat.values() for key in values):

@@ -11,8 +11,9 @@ from progrpo.config import EvaluateConfig
 from progrpo.data.dataset import Problem
 from progrpo.rewards import task_of
 
-FREE_KEYS = frozenset({"seed", "dtype", "engine", "digest"})
-"""May differ between comparable evaluations: which completions are drawn, and how fast."""
+FREE_KEYS = frozenset({"seed", "max_problems", "dtype", "engine", "digest"})
+"""May differ between comparable evaluations: which completions are drawn, and with what arithmetic; that the problems
+agree, however they were chosen, is checked one by one; the digest sums up the other keys."""
 
 
 def protocol_record(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from progrpo.algorithms import Algorithm
 from progrpo.algorithms.entropy_bonus import AdaptiveEntropy
 from progrpo.algorithms.registry import BUILT_IN as CONFIGS
 
@@ -59,3 +60,14 @@ def test_every_switch_is_listed(name):
 @pytest.mark.parametrize(("file", "test"), sorted(set(re.findall(r"`(test_\w+\.py)::(\w+)`", TEXT))))
 def test_every_test_it_names_exists(file, test):
     assert f"def {test}(" in (HERE / file).read_text()
+
+
+def test_every_hook_is_listed():
+    table = TEXT.split("\n## Writing one")[1].split("\n\n")[2]
+    named = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
+    hooks = [
+        name
+        for name in vars(Algorithm)
+        if not name.startswith(("_", "model_")) and name not in ("metrics", "idle_on_policy")
+    ]
+    assert named == hooks
