@@ -97,6 +97,10 @@ def test_a_task_has_settings(example):
             {"dataset": {"source": {"type": "file", "train_uri": "a", "task": "chess"}}},
             r"task: unknown task 'chess'\. Allowed: code, countdown, exact, math, within",
         ),
+        (
+            {"dataset": {"source": {"type": "file", "train_uri": "a", "task": "{within"}}},
+            r"task: unknown task '{within'\. Allowed: ",
+        ),
     ],
 )
 def test_settings_are_those_of_its_own_model(example, values, said):

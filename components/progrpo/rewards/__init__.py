@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -32,14 +33,13 @@ GROUP = "progrpo.tasks"
 BUILT_IN: dict[str, type[Task]] = {task.model_fields["type"].default: task for task in (Math, Exact, Countdown, Code)}
 
 
-def task_text(task: str | Mapping[str, Any] | Task) -> str:
+def task_text(given: str | Mapping[str, Any]) -> str:
     """Return a task as problems name it: by its name, or as JSON where its settings are not the defaults.
 
     Raises:
         ConfigError: an unknown task or setting, or a package that offers it but cannot be used.
     """
-    if not isinstance(task, Task):
-        task = task_of(task if isinstance(task, str) else json.dumps(task))
+    task = task_of(given if isinstance(given, str) else json.dumps(given))
     settings = task.model_dump(mode="json", exclude_defaults=True)
     return json.dumps({"type": task.type, **settings}) if set(settings) - {"type"} else task.type
 
@@ -53,7 +53,8 @@ def task_of(text: str) -> Task:
     """
     values = {"type": text}
     if text.startswith("{"):
-        values = json.loads(text)
+        with suppress(ValueError):  # then it is the name of no task
+            values = json.loads(text)
     name = values.get("type")
     found = plugins.find(GROUP, str(name), BUILT_IN, _checked) or BUILT_IN.get(str(name))
     if found is None:
