@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from progrpo.config import EvaluateConfig
-from progrpo.data.dataset import Problem
 from progrpo.rewards import task_of
+
+if TYPE_CHECKING:
+    from progrpo.data.dataset import Problem
 
 FREE_KEYS = frozenset({"seed", "max_problems", "dtype", "engine", "digest"})
 """May differ between comparable evaluations: which completions are drawn, and with what arithmetic; that the problems
