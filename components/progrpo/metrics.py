@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from progrpo.algorithms.registry import BUILT_IN
+
 METRICS_NAME = "metrics.jsonl"
 """What a training run's metrics are kept in, beside its checkpoint."""
 
@@ -30,12 +32,8 @@ TRAIN_METRICS: dict[str, str] = {
     "train/unscored_frac": "fraction of rollouts that the verifier could not judge; their advantage is 0",
     "train/kl": "mean KL estimate (k3) to the start checkpoint, nats a token; only with kl_beta > 0",
     "train/step_s": "wall time of the step, seconds, rollouts included",
-    "train/arm/prompt_confidence": "mean c(q) over the step's rollouts",
-    "train/arm/answer_confidence": "mean c(o|q) over the step's rollouts",
-    "train/arm/advantage_shift": "mean of A' - A over the step's rollouts: what ARM un-centres",
-    "train/arm/gated_frac": "fraction of rollouts whose group has a correct completion, so that ARM applies",
+    **{name: meaning for algorithm in BUILT_IN.values() for name, meaning in algorithm.metrics.items()},
     "train/entropy_coef": "coefficient of the entropy bonus; only with entropy_bonus",
-    "train/cov_chosen_frac": "fraction of completion tokens that Clip-Cov or KL-Cov chose; only with these",
     "train/overlong_penalty": "mean length penalty of the rollouts, <= 0; only with overlong_penalty",
     "train/importance_ratio": "mean ratio of the trainer's to vLLM's probability of a rollout; only with vLLM",
     "train/resample/rounds": "times a batch of rollouts sampled again; only with dynamic_sampling, as the next two",

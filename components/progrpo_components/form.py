@@ -15,13 +15,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from inspect import Parameter, Signature
-from typing import Any, get_args
+from typing import Any
 
-from progrpo.config import PIPELINES, Algorithm, FileSource, PreparePipeline, merge, parse
+from progrpo import rewards
+from progrpo.algorithms import registry as algorithms
+from progrpo.config import PIPELINES, PreparePipeline, merge, parse
 from progrpo.errors import ConfigError
 
-ALGORITHMS: tuple[str, ...] = tuple(model.model_fields["type"].default for model in get_args(get_args(Algorithm)[0]))
-_TASKS: tuple[str, ...] = get_args(FileSource.model_fields["task"].annotation)
+# Built in, whatever is installed here; another algorithm or task is named in ``overrides``, or in ``arms``.
+ALGORITHMS, _TASKS = tuple(algorithms.BUILT_IN), tuple(rewards.BUILT_IN)
 
 _EVERY = ("compare", "evaluate", "prepare", "train-and-evaluate")
 _RUNS = ("compare", "evaluate", "train-and-evaluate")
@@ -176,6 +178,9 @@ def form_of(pipeline: str, values: Mapping[str, Any]) -> dict[str, Any]:
     fields = {field.name: get_path(values, field.path) for field in fields_of(pipeline) if field.path}
     if get_path(values, "dataset.source.type") == "countdown":
         fields["dataset_task"] = "countdown"
+    for field in fields_of(pipeline):
+        if field.literals and fields[field.name] is not None and fields[field.name] not in field.literals:
+            fields[field.name] = field.literals[0]  # for the dropdown; overrides say what it cannot
     return {name: "" if value is None else value for name, value in fields.items()}
 
 
@@ -249,6 +254,8 @@ def arguments_of(pipeline: str, given: Mapping[str, Any], settings: Mapping[str,
     rest = dict(given)
     for field in fields_of(pipeline):
         value = get_path(rest, field.path) if field.path else None
+        if field.literals and value not in field.literals:  # of an installed package: overrides can name it
+            continue
         if field.name == "algorithm":
             if value is None or value != get_path(rest, "arm.name"):  # the field names the arm, too
                 continue

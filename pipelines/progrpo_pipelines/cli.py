@@ -16,6 +16,7 @@ from progrpo import __version__
 from progrpo.config import PIPELINES
 from progrpo.errors import ConfigError, PipelineError, ProGRPOError
 from progrpo_pipelines.commands import track
+from progrpo_pipelines.commands.catalogue import algorithms, tasks
 from progrpo_pipelines.commands.compare_runs import compare_runs
 from progrpo_pipelines.commands.doctor import EPILOG as DOCTOR_EPILOG
 from progrpo_pipelines.commands.doctor import doctor
@@ -300,6 +301,8 @@ def presets() -> None:
         typer.echo(f"{name:<16} {describe_preset(name)}")
 
 
+app.command()(algorithms)
+app.command()(tasks)
 app.command()(reap)
 
 

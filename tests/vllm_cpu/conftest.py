@@ -60,6 +60,28 @@ FIGURES = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture
+def prefix_hits(monkeypatch: pytest.MonkeyPatch):
+    """Watch a vLLM engine: the fraction of each call's prompt tokens that came out of the prefix cache.
+
+    vLLM shares whole blocks (16 tokens on a GPU, 128 on a CPU), so short prompts share nothing.
+    """
+
+    def watch(llm) -> list[float]:
+        fractions, generate = [], llm.generate
+
+        def watched(*args, **kwargs):
+            outputs = generate(*args, **kwargs)
+            cached = sum(output.num_cached_tokens or 0 for output in outputs)
+            fractions.append(cached / sum(len(output.prompt_token_ids) for output in outputs))
+            return outputs
+
+        monkeypatch.setattr(llm, "generate", watched)
+        return fractions
+
+    return watch
+
+
+@pytest.fixture
 def measured(request: pytest.FixtureRequest):
     """Keep figures for the end of the run, from where they go into docs/vllm.md."""
 

@@ -44,15 +44,15 @@ def group_relative_advantage(rewards_PG: Tensor, *, normalize_std: bool = True) 
 
 
 def has_signal(advantages_PG: Tensor, gate_PG: Tensor | None = None) -> Tensor:
-    """Tell which groups teach anything: those with an advantage, or that ARM may give one.
+    """Tell which groups teach anything: those with an advantage, or that the algorithm may give one later.
 
     DAPO's dynamic sampling keeps groups with ``0 < number correct < G`` (arXiv:2503.14476). Read off the
     advantages instead, the condition also holds for rewards that a length penalty or unlikeliness tells apart and for
     ProGRPO's groups that are all correct.
 
     Args:
-        advantages_PG: [P, G], before ARM.
-        gate_PG: [P, G] bool from :func:`~progrpo.algorithms.arm.arm_gate`; absent: no ARM.
+        advantages_PG: [P, G], before any re-weighting.
+        gate_PG: [P, G] bool from :meth:`~progrpo.algorithms.Algorithm.gate`; absent: none is open.
 
     Returns:
         [P] bool: an advantage beyond :data:`SIGNAL_EPSILON`, or an open gate.

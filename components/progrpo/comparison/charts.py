@@ -186,7 +186,7 @@ def _training_chart(metric: str, trainings: Sequence[Training], styles: Mapping[
     figure.update_yaxes(title=_MAIN_TRAIN_METRICS.get(metric))
     small = metric not in _MAIN_TRAIN_METRICS
     ends = "; ".join(f"{c.arm} seed {c.seed} from {c.smoothed[0]:.3g} to {c.smoothed[-1]:.3g}" for c in curves)
-    meaning = TRAIN_METRICS[metric]
+    meaning = TRAIN_METRICS.get(metric, "logged by the algorithm")
     caption = f"{meaning[0].upper()}{meaning[1:]}."
     return make_chart(chart_id, metric, caption, f"Over training: {ends}.", figure, small=small)
 

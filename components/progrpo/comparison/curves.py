@@ -54,6 +54,7 @@ def moving_average(values: Floats, width: int) -> Floats:
 
 
 def logged_metrics(trainings: Iterable[Training]) -> list[str]:
-    """Return the training metrics that any run logged, in the order of :data:`TRAIN_METRICS`."""
+    """Return the training metrics that any run logged: :data:`TRAIN_METRICS` in their order, then those of plug-ins."""
     logged = {key for training in trainings for row in training.rows for key in row}
-    return [name for name in TRAIN_METRICS if name in logged]
+    others = sorted(key for key in logged if key.startswith("train/") and key not in TRAIN_METRICS)
+    return [*(name for name in TRAIN_METRICS if name in logged), *others]

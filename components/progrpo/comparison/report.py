@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from progrpo.algorithms.base import in_force
 from progrpo.comparison import charts, tables
 from progrpo.comparison.drilldown import Drilldown, embed_completions
 from progrpo.comparison.evaluation_charts import auroc_rows, calibration_chart, position_charts
@@ -140,11 +141,9 @@ def config_rows(configs: Sequence[Mapping[str, Any]]) -> list[ConfigRow]:
 
 
 def _method(arm: ArmResult) -> dict[str, Any]:
-    """Return what is in force for an arm: what its algorithm sets, else what all arms share (config.method_of)."""
-    algorithm, train = arm.algorithm or {}, arm.train or {}
-    shared = {key: train[key] for key in ("loss", "dynamic_sampling", "overlong_penalty") if train.get(key) is not None}
-    in_force = {key: algorithm.get(key) or value for key, value in shared.items()}
-    return {key: value for key, value in (algorithm | in_force).items() if value is not None}
+    """Return what is in force for an arm: what its algorithm sets, else what all arms share."""
+    algorithm = arm.algorithm or {}
+    return {k: value for k, value in (algorithm | in_force(algorithm, arm.train or {})).items() if value is not None}
 
 
 def _evaluation_rows(evaluations: Mapping[str, Sequence[Evaluation]]) -> list[ConfigRow]:

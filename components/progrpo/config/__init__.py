@@ -5,29 +5,19 @@ of the algorithm at hand), *FlowRL* (the paper's public proxy), *TRL* or *ours*.
 the keys allowed there; see :func:`parse`.
 """
 
-from progrpo.config.algorithms import (
-    DAPO,
-    GRPO,
-    GSPO,
-    AdaptiveEntropy,
-    Algorithm,
-    AlgorithmConfig,
-    Arm,
-    ClipCov,
-    DrGRPO,
-    DynamicSampling,
-    EntropyBonus,
-    ForkingTokens,
-    KLCov,
-    LossConfig,
-    Method,
-    OverlongPenalty,
-    PassK,
-    ProGRPO,
-    Unlikeliness,
-    method_of,
-)
-from progrpo.config.base import ARM_NAME, MAX_SEED, MIN_TEMPERATURE, START, Config
+from progrpo.algorithms.base import DynamicSampling, LossConfig, Method, OverlongPenalty, method_of
+from progrpo.algorithms.clip_cov import ClipCov
+from progrpo.algorithms.dapo import DAPO
+from progrpo.algorithms.dr_grpo import DrGRPO
+from progrpo.algorithms.entropy_bonus import AdaptiveEntropy, EntropyBonus
+from progrpo.algorithms.forking_tokens import ForkingTokens
+from progrpo.algorithms.grpo import GRPO
+from progrpo.algorithms.gspo import GSPO
+from progrpo.algorithms.kl_cov import KLCov
+from progrpo.algorithms.passk import PassK
+from progrpo.algorithms.progrpo import ProGRPO
+from progrpo.algorithms.unlikeliness import Unlikeliness
+from progrpo.config.algorithms import Arm
 from progrpo.config.data import CheckpointConfig, CountdownSource, DatasetConfig, FileSource
 from progrpo.config.engine import Engine, TransformersEngineConfig, VLLMEngineConfig
 from progrpo.config.evaluation import AbilityConfig, CompareConfig, EvaluateConfig
@@ -44,6 +34,7 @@ from progrpo.config.placement import PlacementConfig
 from progrpo.config.reading import parse
 from progrpo.config.training import CheckpointingConfig, DistributedConfig, HeldoutConfig, LoRAConfig, TrainConfig
 from progrpo.config.trainjob import TrainJobConfig
+from progrpo.settings import ARM_NAME, MAX_SEED, MIN_TEMPERATURE, START, Config
 
 __all__ = [
     "ARM_NAME",
@@ -57,8 +48,6 @@ __all__ = [
     "START",
     "AbilityConfig",
     "AdaptiveEntropy",
-    "Algorithm",
-    "AlgorithmConfig",
     "Arm",
     "Better",
     "CheckpointConfig",

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from progrpo.config.base import MAX_SEED, Config
+from progrpo.settings import MAX_SEED, Config
+
+
+def _known_task(value: Any) -> str:
+    from progrpo.rewards import task_text  # verifiers bring along what starts processes
+
+    return task_text(value)
 
 
 class CountdownSource(Config):
@@ -31,8 +37,8 @@ class FileSource(Config):
     eval_frac: float = Field(0.1, gt=0, lt=1, description="fraction held out if eval_uri is absent; ours")
     prompt_column: str = Field("prompt", min_length=1, description="a text, or a list of {role, content} messages")
     answer_column: str = Field("answer", min_length=1)
-    task: Literal["math", "exact", "countdown", "code"] = Field(
-        "math", description="how an answer is verified; see progrpo.rewards"
+    task: Annotated[str, BeforeValidator(_known_task)] = Field(
+        "math", description="how an answer is verified: a name that `progrpo tasks` lists, or its settings"
     )
     max_rows: int | None = Field(None, ge=2, description="use at most this many rows of each file")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of the split")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from progrpo.config.base import Config
+from progrpo.settings import Config
 
 
 class TransformersEngineConfig(Config):

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from progrpo.config.base import ARM_NAME, MAX_SEED, MIN_TEMPERATURE, Config
 from progrpo.config.engine import Engine, TransformersEngineConfig
 from progrpo.config.gate import GateConfig
+from progrpo.settings import ARM_NAME, MAX_SEED, MIN_TEMPERATURE, Config
 
 
 class AbilityConfig(Config):

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from progrpo.config.base import ARM_NAME, MAX_SEED, START, Config
 from progrpo.metrics import EVAL_METRICS
+from progrpo.settings import ARM_NAME, MAX_SEED, START, Config
 
 Outcome = Literal["promote", "reject", "not_resolved"]
 

@@ -6,14 +6,16 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from progrpo.config.algorithms import GRPO, Arm, ProGRPO
-from progrpo.config.base import MAX_SEED, START, Config
+from progrpo.algorithms.grpo import GRPO
+from progrpo.algorithms.progrpo import ProGRPO
+from progrpo.config.algorithms import Arm
 from progrpo.config.data import CheckpointConfig, DatasetConfig
 from progrpo.config.evaluation import CompareConfig, EvaluateConfig
 from progrpo.config.gate import KeepsAbility
 from progrpo.config.placement import PlacementConfig
 from progrpo.config.training import TrainConfig
 from progrpo.config.trainjob import TrainJobConfig
+from progrpo.settings import MAX_SEED, START, Config
 
 _TRAINJOB = "how several nodes train, in packages of preset multi-node; absent: the pod of the step trains"
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from progrpo.config.base import Config
+from progrpo.settings import Config
 
 # What resource.ParseQuantity of k8s.io/apimachinery takes (pkg/api/resource/quantity.go, suffix.go), without a sign.
 _QUANTITY = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([numkMGTPE]|[KMGTPE]i|[eE][-+]?[0-9]+)?$"

@@ -8,8 +8,8 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from progrpo.config.base import Config
 from progrpo.errors import ConfigError
+from progrpo.settings import Config
 
 Model = TypeVar("Model", bound=Config)
 

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from progrpo.config.algorithms import DynamicSampling, LossConfig, OverlongPenalty
-from progrpo.config.base import MIN_TEMPERATURE, Config
+from progrpo.algorithms.base import DynamicSampling, LossConfig, OverlongPenalty
 from progrpo.config.engine import Engine, TransformersEngineConfig
+from progrpo.settings import MIN_TEMPERATURE, Config
 
 
 class LoRAConfig(Config):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
@@ -22,15 +21,11 @@ from progrpo.data.read import BadLine, read_rows
 from progrpo.errors import DataError
 from progrpo.manifest import Manifest, write_manifest
 from progrpo.metrics import Progress
-from progrpo.rewards import countdown as countdown_task
-from progrpo.rewards import exact, verify_batch
-from progrpo.rewards.code import cases
+from progrpo.rewards import task_of
 from progrpo.storage import finished_directory, localize
 
 MAX_EXAMPLES = 20
 ROLES = ("system", "user", "assistant")
-_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
-_READERS = {"countdown": countdown_task.parse_answer, "code": cases.parse_answer}
 
 
 def prepare_dataset(config: DatasetConfig, output: Path, *, progress: Progress | None = None) -> Manifest:
@@ -211,16 +206,9 @@ def _row_problem(row: dict[str, Any], config: DatasetConfig, source: FileSource,
     answer = row.get(source.answer_column)
     if _is_number(answer):
         answer = str(answer)
-    if source.task == "code" and isinstance(answer, dict | list):  # tests, which JSON Lines hold as they are
+    if task_of(source.task).json_answers and isinstance(answer, dict | list):
         answer = json.dumps(answer)
     answer = _text(answer, source.answer_column).strip()
-    if source.task in _READERS:
-        try:
-            _READERS[source.task](answer)
-        except DataError as error:
-            raise _RowError(source.answer_column, f"is not an answer of the {source.task} task", str(error)) from None
-    if source.task == "exact" and not exact.verify(answer, answer).correct:
-        raise _RowError(source.answer_column, "no completion can match it: it has several lines or holds 'answer:'")
     difficulty = _difficulty(row.get("difficulty"))
     return _problem(_with_system(prompt, config.system_prompt), answer, source.task, name, difficulty)
 
@@ -276,16 +264,12 @@ def _text(value: Any, column: str) -> str:
 def _with_readable_answers(
     problems: list[tuple[str, Problem]], source: FileSource, report: Report
 ) -> list[tuple[str, Problem]]:
-    """Leave out math answers the verifier cannot read: no completion could ever be verified against them."""
-    if source.task != "math":
-        return problems
-    answers = sorted({problem.answer for _, problem in problems if not _NUMBER.fullmatch(problem.answer)})
-    verdicts = verify_batch([("math", answer, "") for answer in answers])
-    unreadable = {answer for answer, verdict in zip(answers, verdicts, strict=True) if not verdict.scored}
+    """Leave out answers the verifier cannot read: no completion could ever be verified against them."""
+    reasons = task_of(source.task).unreadable({problem.answer for _, problem in problems})
     for place, problem in problems:
-        if problem.answer in unreadable:
-            report.drop(place, source.answer_column, "math-verify cannot read it")
-    return [(place, problem) for place, problem in problems if problem.answer not in unreadable]
+        if (reason := reasons.get(problem.answer)) is not None:
+            report.drop(place, source.answer_column, f"is not an answer of the {source.task} task", reason)
+    return [(place, problem) for place, problem in problems if problem.answer not in reasons]
 
 
 # --- both ------------------------------------------------------------------------------------------------------------

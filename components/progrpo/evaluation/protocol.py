@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from progrpo.config import EvaluateConfig
-from progrpo.data.dataset import Problem
-from progrpo.rewards import VERIFIER_VERSIONS
+from progrpo.rewards import task_of
+
+if TYPE_CHECKING:
+    from progrpo.data.dataset import Problem
 
 FREE_KEYS = frozenset({"seed", "max_problems", "dtype", "engine", "digest"})
 """May differ between comparable evaluations: which completions are drawn, and with what arithmetic; that the problems
@@ -43,7 +45,7 @@ def protocol_record(
         "dataset_digest": dataset_digest,
         "chat_template_digest": chat_template_digest,
         "prompts_digest": _digest([list(prompt) for prompt in prompts]),
-        "verifier": {task: VERIFIER_VERSIONS[task] for task in sorted({problem.task for problem in problems})},
+        "verifier": {task: task_of(task).version for task in sorted({problem.task for problem in problems})},
     }
     return record | {"digest": _digest({key: value for key, value in record.items() if key not in FREE_KEYS})}
 

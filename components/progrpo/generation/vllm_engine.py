@@ -54,12 +54,6 @@ def untouched_generators() -> Iterator[None]:
         yield
 
 
-def prefix_hit_frac(outputs: Sequence[Any]) -> float:
-    """Return the fraction of the prompt tokens of finished vLLM requests that came out of the prefix cache."""
-    cached = sum(output.num_cached_tokens or 0 for output in outputs)
-    return cached / max(1, sum(len(output.prompt_token_ids) for output in outputs))
-
-
 class VLLMEngine:
     """Samples with a vLLM engine in this process.
 
@@ -71,10 +65,6 @@ class VLLMEngine:
         dtype: of weights and arithmetic. vLLM's own choice would be bfloat16 where the checkpoint is float32.
         eos_token_ids: tokens that end a completion, at least one.
         max_model_tokens: longest prompt and completion together; None: the model's context.
-
-    Attributes:
-        prefix_hit_frac: fraction of the last call's prompt tokens that came out of the prefix cache. vLLM shares whole
-            blocks (16 tokens on a GPU, 128 on a CPU), so short prompts share nothing.
 
     Raises:
         ConfigError: no vLLM, ``mode`` server, or an engine that does not start (unknown architecture, no memory).
@@ -101,7 +91,6 @@ class VLLMEngine:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         vllm = import_vllm()
         self._params, self._eos = vllm.SamplingParams, list(eos_token_ids)
-        self.prefix_hit_frac = 0.0
         try:
             self._llm: Any = vllm.LLM(
                 model=os.fspath(checkpoint),
@@ -152,7 +141,6 @@ class VLLMEngine:
         ]
         with untouched_generators():
             outputs = self._llm.generate(requests, params, use_tqdm=False)
-        self.prefix_hit_frac = prefix_hit_frac(outputs)
         return [Completion(tuple(o.token_ids), o.finish_reason) for output in outputs for o in output.outputs]
 
     def close(self) -> None:

@@ -12,12 +12,12 @@ from __future__ import annotations
 import json
 import re
 from functools import lru_cache
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from progrpo.errors import DataError
+from progrpo.rewards.task import Task
 from progrpo.rewards.verdict import Verdict, final_answer
 
-VERSION = "1"
 MAX_LENGTH = 200
 """Longer texts are no answer. Bounds the recursion and the size of the values."""
 
@@ -124,11 +124,22 @@ def parse_answer(answer: str) -> tuple[tuple[int, ...], int]:
     )
 
 
-def verify(answer: str, completion: str) -> Verdict:
-    """Check that the completion's final answer uses exactly the numbers of ``answer`` and reaches its target."""
-    numbers, target = parse_answer(answer)
-    expression = parse_expression(final_answer(completion))
-    if expression is None:
-        return Verdict(correct=False, answer=None)
-    correct = expression.value == target and tuple(sorted(expression.numbers)) == numbers
-    return Verdict(correct=correct, answer=expression.text)
+class Countdown(Task):
+    """An expression that uses each number once and reaches the target."""
+
+    type: Literal["countdown"] = "countdown"
+    version: ClassVar[str] = "1"
+    answers: ClassVar[str] = 'JSON: {"numbers": [3, 5, 7], "target": 22}'
+
+    def verify(self, answer: str, completion: str) -> Verdict:
+        """Check that the completion's final answer uses exactly the numbers of ``answer`` and reaches its target."""
+        numbers, target = parse_answer(answer)
+        expression = parse_expression(final_answer(completion))
+        if expression is None:
+            return Verdict(correct=False, answer=None)
+        correct = expression.value == target and tuple(sorted(expression.numbers)) == numbers
+        return Verdict(correct=correct, answer=expression.text)
+
+    def check_answer(self, answer: str) -> None:
+        """It must be of the form that :func:`parse_answer` reads."""
+        parse_answer(answer)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from progrpo.rewards.verdict import Verdict, final_answer
+from typing import ClassVar, Literal
 
-VERSION = "1"
+from progrpo.errors import DataError
+from progrpo.rewards.task import Task
+from progrpo.rewards.verdict import Verdict, final_answer
 
 
 def normalize(text: str) -> str:
@@ -12,7 +14,19 @@ def normalize(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def verify(answer: str, completion: str) -> Verdict:
-    """Compare the completion's final answer with the right one after :func:`normalize`."""
-    given = normalize(final_answer(completion))
-    return Verdict(correct=given == normalize(answer) and given != "", answer=given or None)
+class Exact(Task):
+    """The same text, but for case and whitespace."""
+
+    type: Literal["exact"] = "exact"
+    version: ClassVar[str] = "1"
+    answers: ClassVar[str] = "a text of one line"
+
+    def verify(self, answer: str, completion: str) -> Verdict:
+        """Compare the completion's final answer with the right one after :func:`normalize`."""
+        given = normalize(final_answer(completion))
+        return Verdict(correct=given == normalize(answer) and given != "", answer=given or None)
+
+    def check_answer(self, answer: str) -> None:
+        """It must be an answer to itself."""
+        if not self.verify(answer, answer).correct:
+            raise DataError("no completion can match it: it has several lines or holds 'answer:'")

@@ -11,20 +11,25 @@ import json
 import math
 import os
 import queue
+import re
 import select
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata, util
-from typing import Any
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
 
 from progrpo.errors import ConfigError
+from progrpo.rewards.task import Task
 from progrpo.rewards.verdict import UNSCORED, Verdict
 
 NUM_WORKERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 STARTUP_S = 120.0
 """Wall time for a worker to import math-verify and sympy: 2 s where the disk is warm."""
 
@@ -108,6 +113,26 @@ class Worker:
 _lock = threading.Lock()
 _workers: queue.LifoQueue[Worker] = queue.LifoQueue()
 """Idle workers, the last used on top: a small batch starts no more processes than it needs."""
+
+
+class Math(Task):
+    """Equal in value, as math-verify sees it."""
+
+    type: Literal["math"] = "math"
+    timeout_s: float = Field(10.0, gt=0, description="wall time for one completion; a slower one is not scored; ours")
+    version: ClassVar[str] = VERSION
+    answers: ClassVar[str] = "a number, an expression or LaTeX"
+
+    def verify_all(self, items: Sequence[tuple[str, str]]) -> list[Verdict]:
+        """Verify on all workers."""
+        return verify_all(items, self.timeout_s)
+
+    def unreadable(self, answers: Collection[str]) -> dict[str, str]:
+        """Ask math-verify for what is no plain number."""
+        asked = sorted(answer for answer in answers if not _NUMBER.fullmatch(answer))
+        verdicts = self.verify_all([(answer, "") for answer in asked]) if asked else []
+        refused = [answer for answer, verdict in zip(asked, verdicts, strict=True) if not verdict.scored]
+        return dict.fromkeys(refused, "math-verify cannot read it")
 
 
 def verify_all(items: Sequence[tuple[str, ...]], timeout_s: float) -> list[Verdict]:

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from progrpo.config import (
     Arm,
-    EntropyBonus,
-    ForkingTokens,
     LoRAConfig,
     Method,
     TrainConfig,
@@ -131,29 +129,10 @@ def trl_arguments(method: Method, seed: int, config: TrainConfig, output: Path, 
         logging_steps=1,
         logging_nan_inf_filter=False,  # a loss that is not finite must be seen, not replaced by the last one
         disable_tqdm=True,
-        **_algorithm_arguments(method),
+        **method.algorithm.engine_settings(),
         **engine,
         **strategy_arguments(config),
     )
-
-
-def _algorithm_arguments(method: Method) -> dict[str, Any]:
-    """What TRL has of an algorithm beyond the loss."""
-    algorithm = method.algorithm
-    if isinstance(algorithm, ForkingTokens):
-        return {"top_entropy_quantile": algorithm.top_entropy_frac}
-    if not isinstance(algorithm, EntropyBonus):
-        return {}
-    arguments: dict[str, Any] = {"entropy_coef": algorithm.coef}
-    if (adaptive := algorithm.adaptive) is not None:
-        arguments |= {
-            "use_adaptive_entropy": True,
-            "entropy_target": adaptive.target,
-            "entropy_coef_delta": adaptive.delta,
-            "entropy_coef_min": adaptive.min_coef,
-            "entropy_coef_max": adaptive.max_coef,
-        }
-    return arguments
 
 
 def _engine_arguments(config: TrainConfig, model: PreTrainedModel) -> dict[str, Any]:

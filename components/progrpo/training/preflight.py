@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from progrpo.checkpoints.architecture import Architecture, matches, read_architecture
-from progrpo.config import Arm, KLCov, PassK, ProGRPO, TrainConfig, VLLMEngineConfig, method_of
+from progrpo.config import Arm, TrainConfig, VLLMEngineConfig, method_of
 from progrpo.errors import CheckpointError, ConfigError, DataError, ProGRPOError
 from progrpo.training.advice import Run, advise, readable_size
 from progrpo.training.devices import device_bytes as memory_of
@@ -193,32 +193,12 @@ def check_settings(
 
 
 def _check_arm(arm: Arm, train: TrainConfig, findings: Findings) -> None:
-    algorithm, method = arm.algorithm, method_of(arm.algorithm, train)
-    if isinstance(algorithm, PassK) and algorithm.k > train.group_size:
-        findings.error(
-            f"arm {arm.name}: k = {algorithm.k} of Pass@k training is above train.group_size {train.group_size}: no "
-            f"group has k completions. Lower k or raise group_size.",
-        )
-    if isinstance(algorithm, PassK) and method.overlong_penalty is not None:
-        findings.error(
-            f"arm {arm.name}: Pass@k training is defined on right and wrong, but overlong_penalty lowers rewards. "
-            f"Leave the penalty out, of train or of the arm, or use another algorithm.",
-        )
-    if (
-        isinstance(algorithm, ProGRPO)
-        and algorithm.prompt_confidence == "group_mean"
-        and (train.micro_batch_size or train.group_size) % train.group_size
-    ):
-        findings.error(
-            f"arm {arm.name}: prompt_confidence 'group_mean' needs a whole group in one forward pass, but "
-            f"train.micro_batch_size {train.micro_batch_size} splits the groups of {train.group_size} completions. "
-            f"Leave micro_batch_size out, make it a multiple of group_size, or use another prompt_confidence.",
-        )
+    method = method_of(arm.algorithm, train)
+    for text in arm.algorithm.errors(method, group_size=train.group_size, micro_batch_size=train.micro_batch_size):
+        findings.error(f"arm {arm.name}: {text}")
     if train.updates_per_rollout == 1 and train.num_iterations == 1:
-        same = None
-        if isinstance(algorithm, KLCov):
-            same = "its penalty has no gradient"
-        elif method.loss.ratio == "sequence":
+        same = arm.algorithm.idle_on_policy
+        if same is None and method.loss.ratio == "sequence":
             same = "a completion's ratio has the gradient of its tokens' mean"
         if same is not None:
             findings.warn(

@@ -37,11 +37,6 @@ TRL_METRICS = {
     "clip_ratio/region_mean": "train/clipped_frac",
     "entropy_coef": "train/entropy_coef",
     "sampling/importance_sampling_ratio/mean": "train/importance_ratio",
-    "arm/prompt_confidence": "train/arm/prompt_confidence",
-    "arm/answer_confidence": "train/arm/answer_confidence",
-    "arm/advantage_shift": "train/arm/advantage_shift",
-    "arm/gated_frac": "train/arm/gated_frac",
-    "cov/chosen_frac": "train/cov_chosen_frac",
     "overlong_penalty": "train/overlong_penalty",
     "unscored_frac": "train/unscored_frac",
     "resample/rounds": "train/resample/rounds",
@@ -49,7 +44,7 @@ TRL_METRICS = {
     "resample/skipped_frac": "train/resample/skipped_frac",
     "logprob_mismatch": "perf/logprob_mismatch",
 }
-"""TRL's log keys and ours, which progrpo.metrics.TRAIN_METRICS explains."""
+"""TRL's log keys and the trainer's, which progrpo.metrics.TRAIN_METRICS explains; an algorithm's keep their names."""
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
@@ -115,7 +110,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         if "loss" not in logs:  # the summary after the last step
             return
         step, config = state.global_step, self._config
-        metrics = {ours: float(logs[key]) for key, ours in TRL_METRICS.items() if logs.get(key) is not None}
+        names = TRL_METRICS | {name: name for name in self._trainer.method.algorithm.metrics}
+        metrics = {ours: float(logs[key]) for key, ours in names.items() if logs.get(key) is not None}
         metrics |= self._performance(state.num_input_tokens_seen)
         if config.log_rollouts_every and (step % config.log_rollouts_every == 0 or step == 1):
             self._keep_rollouts(step)

@@ -10,20 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from progrpo.algorithms import (
-    arm_gate,
-    group_relative_advantage,
-    has_signal,
-    overlong_penalty,
-    pass_at_k_advantage,
-    unlikeliness_rewards,
-)
-from progrpo.config import Method, PassK, ProGRPO, Unlikeliness
+from progrpo.algorithms.advantage import has_signal
+from progrpo.algorithms.shaping import overlong_penalty
+from progrpo.config import Method
 from progrpo.data.dataset import Problem
 from progrpo.generation.engine import Completion
 from progrpo.rewards import Verdict, verify_batch
@@ -81,7 +75,7 @@ class Judgement:
     """Rewards and advantages of P groups, each [P, G].
 
     ``rewards`` is what the advantage was made of, NaN where the verifier could not tell; ``penalties`` is the part of
-    it that length took away, <= 0; ``gate`` is where ARM applies.
+    it that length took away, <= 0; ``gate`` is where the algorithm may re-weight the advantage.
     """
 
     correct: Tensor
@@ -108,19 +102,10 @@ def judge(groups: Sequence[Group], method: Method, max_completion_tokens: int) -
         shape = method.overlong_penalty
         lengths = torch.tensor([[len(r.completion.token_ids) for r in group.rollouts] for group in groups])
         penalties = overlong_penalty(lengths, max_completion_tokens, shape.buffer_frac, shape.weight)
-    algorithm = method.algorithm
-    if isinstance(algorithm, Unlikeliness):
-        logprobs = torch.tensor([[r.completion.mean_logprob for r in group.rollouts] for group in groups])
-        rewards = unlikeliness_rewards(rewards, logprobs.nan_to_num(nan=0.0), algorithm.beta)  # not known: likely
-    if isinstance(algorithm, PassK):
-        advantages = pass_at_k_advantage(rewards, algorithm.k)  # of right and wrong; preflight refuses a penalty
-    else:
-        rewards = rewards + penalties
-        advantages = group_relative_advantage(rewards, normalize_std=method.loss.normalize_std)
-    gate = torch.zeros_like(correct)
-    if isinstance(algorithm, ProGRPO):
-        gate = arm_gate(correct, scored, algorithm.apply_to)
-    return Judgement(correct, rewards, penalties, advantages, gate)
+    logprobs = torch.tensor([[r.completion.mean_logprob for r in group.rollouts] for group in groups])
+    rewards = method.algorithm.rewards(rewards, logprobs) + penalties
+    advantages = method.algorithm.advantages(rewards, method.loss)
+    return Judgement(correct, rewards, penalties, advantages, method.algorithm.gate(correct, scored))
 
 
 @dataclass(frozen=True)
@@ -137,6 +122,28 @@ class Batch:
     live: Tensor
     rounds: int
     resampled: int
+
+    def table(self) -> dict[str, list[Any]]:
+        """Return the batch as columns, one entry a completion: what :mod:`progrpo.training.rollout_table` reads."""
+        judgement = self.judgement
+        rows = [(group, number, rollout) for group in self.groups for number, rollout in enumerate(group.rollouts)]
+        return {
+            "group": [group.place for group, _, _ in rows],
+            "problem_id": [group.problem.id for group, _, _ in rows],
+            "sample": [number for _, number, _ in rows],
+            "prompt": ["\n".join(message["content"] for message in group.problem.prompt) for group, _, _ in rows],
+            "completion": [rollout.text for _, _, rollout in rows],
+            "answer": [rollout.verdict.answer for _, _, rollout in rows],
+            "correct": [rollout.verdict.correct for _, _, rollout in rows],
+            "scored": [rollout.verdict.scored for _, _, rollout in rows],
+            "reward": judgement.rewards.flatten().tolist(),
+            "overlong_penalty": judgement.penalties.flatten().tolist(),
+            "advantage": judgement.advantages.flatten().tolist(),
+            "num_tokens": [len(rollout.completion.token_ids) for _, _, rollout in rows],
+            "truncated": [rollout.completion.finish_reason == "length" for _, _, rollout in rows],
+            "mean_logprob": [rollout.completion.mean_logprob for _, _, rollout in rows],
+            "live": self.live.repeat_interleave(len(rows) // len(self.groups)).tolist(),
+        }
 
 
 @dataclass

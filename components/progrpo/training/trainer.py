@@ -7,11 +7,12 @@ What happens in a training step, in order, and whose it is:
 2. ``_generate_and_score_completions`` (TRL's own) makes padded tensors of them and, where they are needed, scores them
    with the policy as it is now (the *old* log-probabilities), the reference model, and vLLM's mismatch.
 3. ``_compute_loss``: TRL's clipped loss, whose forward pass goes through
-4. ``_get_per_token_logps_and_entropies``, where each algorithm acts on the log-probabilities it needs.
+4. ``_get_per_token_logps_and_entropies``, where the hooks of the algorithm (:class:`progrpo.algorithms.Algorithm`) get
+   the log-probabilities they need.
 
-ProGRPO reads its confidences off the old policy's pass where there is one, else off the training pass itself: on the
-first and only update of a batch of rollouts the policy that is trained is the policy that sampled. Either way no
-forward pass is added.
+``reweight`` reads those of the old policy's pass where there is one, else of the training pass itself: on the first and
+only update of a batch of rollouts the policy that is trained is the policy that sampled. Either way no forward pass is
+added.
 
 Rows keep their order: a group is never split over ranks or updates, nor over forward passes if ``micro_batch_size`` is
 a multiple of G. The methods with an underscore are private in TRL; tests/unit/training/test_trl_contract.py fails if
@@ -20,11 +21,13 @@ they change.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object, is_peft_model
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
@@ -32,25 +35,28 @@ from torch.utils.data import DataLoader
 from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
-from progrpo.algorithms import (
-    answer_confidence,
-    clip_cov_mask,
-    clipped_tokens,
-    group_mean_confidence,
-    kl_cov_mask,
-    predicted_tokens,
-    prompt_confidence,
-    reweight_advantages,
-    token_covariance,
-)
-from progrpo.config import ClipCov, EntropyBonus, KLCov, Method, ProGRPO
+from progrpo.algorithms import Sampled, Update
+from progrpo.algorithms.confidence import predicted_tokens
+from progrpo.config import Method
 from progrpo.errors import TrainingError
 from progrpo.training.distributed import shard_on_cpu
 from progrpo.training.rollouts import Batch, Collector
 
 
+@dataclass
+class _Pass:
+    """A forward pass over rows that were sampled: before their first update, or one that is differentiated."""
+
+    rows: dict[str, Any]
+    is_update: bool = False
+    penalty: Tensor | None = None
+    """What the algorithm adds to the loss."""
+    entropy: Tensor | None = None
+    """Mean over the tokens, for the entropy bonus."""
+
+
 class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
-    """Every algorithm of :mod:`progrpo.config.algorithms` by configuration, on TRL's engine.
+    """Any algorithm by its hooks, on TRL's engine.
 
     Attributes:
         method: the algorithm in force.
@@ -68,16 +74,7 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         self.steps_without_signal = 0
         self.rollouts: dict[str, list[Any]] = {}
         self._batch: Batch | None = None
-        self._slice: dict[str, Any] | None = None  # rows in the training pass
-        self._old_confidences: tuple[Tensor, Tensor] | None = None  # c(q), c(o|q) of the rows of the old policy's pass
-        self._awaits_old_pass = False
-        self._penalty: Tensor | None = None  # of KL-Cov, of the slice at hand
-        self._entropy: Tensor | None = None  # mean over the tokens of the slice at hand, for the entropy bonus
-
-    @property
-    def lora(self) -> bool:
-        """Whether adapters are trained instead of the weights."""
-        return bool(is_peft_model(self.accelerator.unwrap_model(self.model)))
+        self._pass: _Pass | None = None  # the next forward pass, if its rows are rollouts that an algorithm acts on
 
     @property
     def slices_per_batch(self) -> int:
@@ -115,29 +112,26 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         num_updates = self.slices_per_batch // self.args.gradient_accumulation_steps
         num_rows = rows_per_update * num_updates * self.accelerator.num_processes
         self._batch = batch = self.collector.collect(num_rows // self.num_generations)
-        self._old_confidences, self._awaits_old_pass = None, self.makes_old_pass
-        try:
-            rows: dict[str, Any] = self._generate_and_score_completions(
-                [{"prompt": group.problem.prompt} for group in batch.groups for _ in group.rollouts]
-            )
-        finally:
-            self._awaits_old_pass = False
-
+        self.rollouts = batch.table()
         device, G = self.accelerator.device, self.num_generations
-        rows["advantages"] = batch.judgement.advantages.flatten().to(device)  # TRL's own knows of no algorithm of ours
-        rows["row"] = torch.arange(len(batch.groups) * G, device=device)
-        rows["group"] = torch.tensor([g.place for g in batch.groups], device=device).repeat_interleave(G)
-        rows["live"] = batch.live.repeat_interleave(G).to(device)
+        judged = {
+            "advantages": batch.judgement.advantages.flatten().to(device),  # TRL's own knows of no algorithm of ours
+            "gate": batch.judgement.gate.flatten().to(device),
+            "row": torch.arange(len(batch.groups) * G, device=device),
+            "group": torch.tensor([g.place for g in batch.groups], device=device).repeat_interleave(G),
+            "live": batch.live.repeat_interleave(G).to(device),
+        }
+        self._pass = _Pass(judged) if self.makes_old_pass else None
+        rows: dict[str, Any] = self._generate_and_score_completions(
+            [{"prompt": group.problem.prompt} for group in batch.groups for _ in group.rollouts]
+        )
+        self._pass = None
+        rows |= judged
         # What dynamic sampling keeps: rows of each update over all ranks, and tokens of the batch.
         kept = self.accelerator.reduce(rows["live"].view(num_updates, -1).sum(dim=1), reduction="sum")
         rows["kept"] = kept.repeat_interleave(rows_per_update)
         kept_tokens = (rows["completion_mask"] * rows["live"][:, None]).sum()
         rows["num_items_in_batch"] = self.accelerator.gather(kept_tokens).sum()
-        self.rollouts = _table(batch)
-        if isinstance(self.method.algorithm, ProGRPO):
-            rows["arm_gate"] = batch.judgement.gate.flatten().to(device)
-            if self._old_confidences is not None:
-                self._reweight(rows, *self._old_confidences)
         self._record_batch(batch, kept_frac=kept.sum().item() / num_rows, num_updates=num_updates)
         slices: list[dict[str, Any]] = split_tensor_dict(rows, self.slices_per_batch)
         for each in slices:
@@ -183,22 +177,19 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         rows = self._rows_to_train_on(inputs)
         if rows is None:
             return self._no_loss(model)
-        self._slice, self._penalty, entropy_coef = rows, None, self._entropy_coef_of_step()
-        try:
-            loss: Tensor = super()._compute_loss(model, rows)
-            if self._penalty is not None:
-                loss = loss + self._penalty
-            entropy = self._entropy
-        finally:
-            self._slice = self._penalty = self._entropy = None
+        entropy_coef = self._entropy_coef_of_step()
+        self._pass = made = _Pass(rows, is_update=True)
+        loss: Tensor = super()._compute_loss(model, rows)
+        if made.penalty is not None:
+            loss = loss + made.penalty
         # TRL averages over the rows of a slice; this makes it the average over all rows kept for the update.
         accumulated = self.current_gradient_accumulation_steps
         mean_kept = rows["kept"][0].item() / (accumulated * self.accelerator.num_processes)
         scale = 1.0 if self.loss_type == "dapo" else len(rows["live"]) / mean_kept
         loss = loss * scale
-        if entropy is not None:  # TRL's bonus counts each slice alike, however many rows it keeps
+        if made.entropy is not None:  # TRL's bonus counts each slice alike, however many rows it keeps
             excess = scale - rows["live"].sum().item() / mean_kept
-            loss = loss + excess * entropy_coef * entropy / accumulated
+            loss = loss + excess * entropy_coef * made.entropy / accumulated
         return loss
 
     def _entropy_coef_of_step(self) -> float:
@@ -231,106 +222,53 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        algorithm, rows = self.method.algorithm, self._slice
-        is_old_pass, self._awaits_old_pass = self._awaits_old_pass and rows is None, False
-        reweights = isinstance(algorithm, ProGRPO) and (
-            is_old_pass or (rows is not None and "old_per_token_logps" not in rows)
-        )
+        made, self._pass = self._pass, None
+        rows = {} if made is None else made.rows
+        is_sampling_policy = made is not None and "old_per_token_logps" not in rows
         # The prompt is scored in the same pass. Its columns carry no loss, so the gradient is the same.
-        num_scored = input_ids.size(1) - 1 if reweights and _reads_prompt(algorithm) else logits_to_keep
+        scores_prompt = is_sampling_policy and self.method.algorithm.scores_prompt
+        num_scored = input_ids.size(1) - 1 if scores_prompt else logits_to_keep
         logprobs, entropies, aux_loss = super()._get_per_token_logps_and_entropies(
             model, input_ids, attention_mask, num_scored, *args, **kwargs
         )
-        answer_logprobs = logprobs[:, -logits_to_keep:]
-        if reweights:
-            groups = rows["group"] if rows is not None else self._groups_of_batch()
-            confidences = self._confidences(logprobs.detach(), attention_mask, logits_to_keep, groups)
-            if rows is None:
-                self._old_confidences = confidences
-            else:
-                self._reweight(rows, *confidences)
-        if rows is not None:
-            self._record_mismatch(rows, answer_logprobs.detach())
-            answer_logprobs = self._restrain(rows, answer_logprobs)
-            if isinstance(algorithm, EntropyBonus) and entropies is not None:
+        prompt_logprobs, logprobs = logprobs[:, :-logits_to_keep], logprobs[:, -logits_to_keep:]
+        entropies = None if entropies is None else entropies[:, -logits_to_keep:]
+        if is_sampling_policy:
+            sampled = Sampled(
+                advantages=rows["advantages"],
+                gate=rows["gate"],
+                group=rows["group"],
+                prompt_logprobs=prompt_logprobs.detach(),
+                prompt_mask=predicted_tokens(attention_mask)[:, :-logits_to_keep],
+                logprobs=logprobs.detach(),
+                mask=attention_mask[:, -logits_to_keep:],
+                record=partial(self._record_rows, rows),
+            )
+            rows["advantages"] = self.method.algorithm.reweight(sampled)
+        if made is not None and made.is_update:
+            self._record_mismatch(rows, logprobs.detach())
+            logprobs = self._restrain(made, logprobs)
+            if entropies is not None and self._entropy_bonus_enabled:
                 mask_BT = rows["completion_mask"]
-                self._entropy = (entropies[:, -logits_to_keep:] * mask_BT).sum() / mask_BT.sum().clamp(min=1)
-        return answer_logprobs, None if entropies is None else entropies[:, -logits_to_keep:], aux_loss
+                made.entropy = (entropies * mask_BT).sum() / mask_BT.sum().clamp(min=1)
+        return logprobs, entropies, aux_loss
 
-    # --- ProGRPO -----------------------------------------------------------------------------------------------------
+    def _restrain(self, made: _Pass, logprobs_BT: Tensor) -> Tensor:
+        """Let the algorithm choose tokens whose gradient it takes, or that it charges for."""
 
-    def _confidences(
-        self, logprobs_BT: Tensor, attention_mask_BT: Tensor, completion_length: int, group_B: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return c(q) and c(o|q) of each row, [B] float32."""
-        arm = self.method.algorithm
-        assert isinstance(arm, ProGRPO)
-        answer_B = answer_confidence(
-            logprobs_BT[:, -completion_length:], attention_mask_BT[:, -completion_length:], arm.tail_frac
+        def penalize(values_BT: Tensor, coef: float) -> None:
+            made.penalty = coef * self._aggregate(values_BT, made.rows)
+
+        update = Update(
+            advantages=made.rows["advantages"],
+            mask=made.rows["completion_mask"],
+            old_logprobs=made.rows.get("old_per_token_logps"),
+            loss=self.method.loss,
+            penalize=penalize,
+            generator=self._generator_of_slice,
+            log=self._log,
         )
-        if arm.prompt_confidence == "group_mean":
-            prompt_B = group_mean_confidence(answer_B, group_B)
-        elif arm.prompt_confidence == "none":
-            prompt_B = torch.zeros_like(answer_B)
-        else:
-            prompt_B = prompt_confidence(
-                logprobs_BT[:, :-completion_length],
-                predicted_tokens(attention_mask_BT)[:, :-completion_length],
-                arm.prompt_confidence,
-                arm.tail_frac,
-            )
-        return prompt_B, answer_B
-
-    def _reweight(self, rows: dict[str, Any], prompt_B: Tensor, answer_B: Tensor) -> None:
-        """Replace the advantages of rows by ARM's: ``A' = A + alpha gate (c(q) - c(o|q))``."""
-        assert isinstance(self.method.algorithm, ProGRPO)
-        plain_B, gate_B = rows["advantages"], rows["arm_gate"]
-        rows["advantages"] = reweight_advantages(plain_B, prompt_B, answer_B, gate_B, self.method.algorithm.alpha)
-        columns = {
-            "prompt_confidence": prompt_B,
-            "answer_confidence": answer_B,
-            "advantage_shift": rows["advantages"] - plain_B,
-        }
-        live_B = rows["live"]
-        for name, values_B in columns.items():
-            self._log(f"arm/{name}", self._mean_over_ranks(values_B[live_B]))
-            column = self.rollouts.setdefault(name, [float("nan")] * len(self.rollouts["group"]))
-            # A row that only fills up has no tokens here, and so no confidence.
-            for row, value in zip(rows["row"][live_B].tolist(), values_B[live_B].tolist(), strict=True):
-                column[row] = value
-        self._log("arm/gated_frac", self._mean_over_ranks(gate_B[live_B].float()))
-
-    def _groups_of_batch(self) -> Tensor:
-        assert self._batch is not None
-        places = torch.tensor([group.place for group in self._batch.groups], device=self.accelerator.device)
-        return places.repeat_interleave(self.num_generations)
-
-    # --- Clip-Cov and KL-Cov -----------------------------------------------------------------------------------------
-
-    def _restrain(self, rows: dict[str, Any], logprobs_BT: Tensor) -> Tensor:
-        """Take the gradient from the tokens that Clip-Cov names, or charge those that KL-Cov names."""
-        algorithm = self.method.algorithm
-        if not isinstance(algorithm, ClipCov | KLCov):
-            return logprobs_BT
-        mask_BT = rows["completion_mask"]
-        covariance_BT = token_covariance(logprobs_BT.detach(), rows["advantages"], mask_BT)
-        if isinstance(algorithm, KLCov):
-            chosen_BT = kl_cov_mask(covariance_BT, mask_BT, algorithm.kl_frac)
-            old_BT = rows.get("old_per_token_logps", logprobs_BT.detach())
-            self._penalty = algorithm.kl_coef * self._aggregate((logprobs_BT - old_BT).abs() * chosen_BT, rows)
-        else:
-            chosen_BT = clip_cov_mask(
-                covariance_BT,
-                mask_BT,
-                clip_frac=algorithm.clip_frac,
-                cov_low=algorithm.cov_low,
-                cov_high=algorithm.cov_high,
-                generator=self._generator_of_slice(),
-                clipped_BT=self._clipped_tokens(rows, logprobs_BT.detach()),
-            )
-            logprobs_BT = torch.where(chosen_BT, logprobs_BT.detach(), logprobs_BT)
-        self._log("cov/chosen_frac", chosen_BT.sum() / mask_BT.sum().clamp(min=1))
-        return logprobs_BT
+        return self.method.algorithm.restrain(logprobs_BT, update)
 
     def _aggregate(self, values_BT: Tensor, rows: dict[str, Any]) -> Tensor:
         """Average values of tokens as TRL averages its policy loss, so that a penalty weighs as the loss does."""
@@ -346,19 +284,22 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         mean = mean / accumulated
         return mean
 
-    def _clipped_tokens(self, rows: dict[str, Any], logprobs_BT: Tensor) -> Tensor | None:
-        """[B, T] bool: tokens that the policy loss clips already; None where no ratio has left 1 yet."""
-        if "old_per_token_logps" not in rows:
-            return None
-        log_ratio_BT = logprobs_BT - rows["old_per_token_logps"]
-        return clipped_tokens(log_ratio_BT, rows["advantages"], self.epsilon_low, self.epsilon_high)
-
     def _generator_of_slice(self) -> torch.Generator:
         """Return random numbers that depend on the run's seed and the slice, not on what was drawn before."""
         key = np.random.SeedSequence([self.args.seed, self._step, self.accelerator.process_index])
         return torch.Generator().manual_seed(int(key.generate_state(1)[0]))
 
     # --- records -----------------------------------------------------------------------------------------------------
+
+    def _record_rows(self, rows: dict[str, Any], metric: str, values_B: Tensor, column: str | None = None) -> None:
+        """Log the mean of a value of rows, and keep it in the audit table if that is to have a ``column`` of it."""
+        # A row that only fills up has no tokens here, and so no values.
+        values_B = values_B[rows["live"]]
+        self._log(metric, self._mean_over_ranks(values_B))
+        if column is not None:
+            kept = self.rollouts.setdefault(column, [float("nan")] * len(self.rollouts["group"]))
+            for row, value in zip(rows["row"][rows["live"]].tolist(), values_B.tolist(), strict=True):
+                kept[row] = value
 
     def _record_mismatch(self, rows: dict[str, Any], logprobs_BT: Tensor) -> None:
         """Log how far the sampler's log-probabilities lie from the trainer's under the weights that sampled."""
@@ -423,10 +364,6 @@ def _already_sampled(prompts: list[Any], trainer: PolicyTrainer) -> dict[str, An
     }
 
 
-def _reads_prompt(algorithm: Any) -> bool:
-    return algorithm.prompt_confidence in ("inverse_perplexity", "low_prob")
-
-
 def _select(inputs: dict[str, Any], rows: Tensor) -> dict[str, Any]:
     """Take some rows of a slice, and of their columns what is not padding in all of them."""
     taken = {key: value[rows] if value.ndim else value for key, value in inputs.items()}
@@ -438,26 +375,3 @@ def _select(inputs: dict[str, Any], rows: Tensor) -> dict[str, Any]:
         elif value.ndim == 2 and value.shape[1] == inputs["completion_ids"].shape[1]:
             taken[key] = value[:, :num_completion]
     return taken
-
-
-def _table(batch: Batch) -> dict[str, list[Any]]:
-    """Return a batch as columns, one entry a completion."""
-    judgement = batch.judgement
-    rows = [(group, number, rollout) for group in batch.groups for number, rollout in enumerate(group.rollouts)]
-    return {
-        "group": [group.place for group, _, _ in rows],
-        "problem_id": [group.problem.id for group, _, _ in rows],
-        "sample": [number for _, number, _ in rows],
-        "prompt": ["\n".join(message["content"] for message in group.problem.prompt) for group, _, _ in rows],
-        "completion": [rollout.text for _, _, rollout in rows],
-        "answer": [rollout.verdict.answer for _, _, rollout in rows],
-        "correct": [rollout.verdict.correct for _, _, rollout in rows],
-        "scored": [rollout.verdict.scored for _, _, rollout in rows],
-        "reward": judgement.rewards.flatten().tolist(),
-        "overlong_penalty": judgement.penalties.flatten().tolist(),
-        "advantage": judgement.advantages.flatten().tolist(),
-        "num_tokens": [len(rollout.completion.token_ids) for _, _, rollout in rows],
-        "truncated": [rollout.completion.finish_reason == "length" for _, _, rollout in rows],
-        "mean_logprob": [rollout.completion.mean_logprob for _, _, rollout in rows],
-        "live": batch.live.repeat_interleave(len(rows) // len(batch.groups)).tolist(),
-    }

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from progrpo.config import VLLMEngineConfig
 from progrpo.errors import ConfigError
 from progrpo.generation.engine import Completion
-from progrpo.generation.vllm_engine import import_vllm, prefix_hit_frac, request_seed, untouched_generators
+from progrpo.generation.vllm_engine import import_vllm, request_seed, untouched_generators
 
 _CONCURRENT_REQUESTS = 64  # to a server; as many connections as TRL's client keeps open
 
@@ -106,15 +106,10 @@ class VLLMRollouts:
     Args:
         trainer: a GRPOTrainer with ``use_vllm``; its VLLMGeneration has the temperature and the length limit.
         seed: of the run.
-
-    Attributes:
-        prefix_hit_frac: fraction of the last rollouts' prompt tokens that came out of vLLM's prefix cache; None where
-            a server does not tell.
     """
 
     def __init__(self, trainer: Any, *, seed: int) -> None:
         self._trainer, self._generation, self._seed = trainer, trainer.vllm_generation, seed
-        self.prefix_hit_frac: float | None = None
 
     def sample(self, prompts: Sequence[Sequence[int]], keys: Sequence[tuple[int, ...]]) -> list[Completion]:
         """Draw one completion of each prompt from the policy as it is now; every rank must call it.
@@ -164,7 +159,6 @@ class VLLMRollouts:
             yield
         finally:
             setattr(generation, name, inner)
-        self.prefix_hit_frac = outer.prefix_hit_frac
 
     def _seeds_of_engine(self, seeds: list[int]) -> list[int]:
         """Return the seeds of all ranks that hold one engine together, in the order TRL gathers their prompts."""
@@ -183,7 +177,6 @@ class _SeededLLM:
 
     def __init__(self, llm: Any, seeds: Sequence[int]) -> None:
         self._llm, self._seeds = llm, seeds
-        self.prefix_hit_frac: float | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._llm, name)
@@ -194,15 +187,11 @@ class _SeededLLM:
             own = sampling_params.clone()
             own.seed, own.detokenize = seed, False  # TRL reads token ids only
             params.append(own)
-        outputs = self._llm.generate(prompts, sampling_params=params, **kwargs)
-        self.prefix_hit_frac = prefix_hit_frac(outputs)
-        return outputs
+        return self._llm.generate(prompts, sampling_params=params, **kwargs)
 
 
 class _SeededClient:
     """TRL's client of a vLLM server, sending a request a completion: a body has one seed for all its prompts."""
-
-    prefix_hit_frac = None
 
     def __init__(self, client: Any, seeds: Sequence[int]) -> None:
         self._client, self._seeds = client, seeds

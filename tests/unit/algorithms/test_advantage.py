@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.trainer.utils import nanstd
 
-from progrpo.algorithms import group_relative_advantage, has_signal
-from progrpo.algorithms.advantage import STD_EPSILON
+from progrpo.algorithms.advantage import STD_EPSILON, group_relative_advantage, has_signal
 
 NAN = float("nan")
 

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from progrpo.algorithms import arm_gate, group_relative_advantage, reweight_advantages
+from progrpo.algorithms.advantage import group_relative_advantage
+from progrpo.algorithms.progrpo import arm_gate, reweight_advantages
 
 T, F = True, False
 

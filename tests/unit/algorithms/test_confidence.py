@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from progrpo.algorithms import (
+from progrpo.algorithms.confidence import (
     answer_confidence,
     group_mean_confidence,
     predicted_tokens,

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from progrpo.algorithms import clip_cov_mask, clipped_tokens, kl_cov_mask, token_covariance
+from progrpo.algorithms.covariance import clip_cov_mask, clipped_tokens, kl_cov_mask, token_covariance
 
 
 def generator(seed=0):

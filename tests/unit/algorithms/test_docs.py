@@ -3,12 +3,13 @@
 import json
 import re
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from pydantic import BaseModel
 
-from progrpo.config.algorithms import AdaptiveEntropy, Algorithm
+from progrpo.algorithms import Algorithm
+from progrpo.algorithms.entropy_bonus import AdaptiveEntropy
+from progrpo.algorithms.registry import BUILT_IN as CONFIGS
 
 HERE = Path(__file__).parent
 TEXT = (HERE.parents[2] / "docs" / "algorithms.md").read_text()
@@ -17,7 +18,6 @@ ROWS = [
     for line in TEXT.split("\n## ")[0].splitlines()
     if line.startswith("| `")
 ]
-CONFIGS = {config.model_fields["type"].default: config for config in get_args(get_args(Algorithm)[0])}
 # entropy_bonus has two rows; its adaptive part needs a target, which has no default
 BUILD = {name: config() for name, config in CONFIGS.items()} | {
     "entropy_bonus": CONFIGS["entropy_bonus"](adaptive=AdaptiveEntropy(target=1.0))
@@ -60,3 +60,14 @@ def test_every_switch_is_listed(name):
 @pytest.mark.parametrize(("file", "test"), sorted(set(re.findall(r"`(test_\w+\.py)::(\w+)`", TEXT))))
 def test_every_test_it_names_exists(file, test):
     assert f"def {test}(" in (HERE / file).read_text()
+
+
+def test_every_hook_is_listed():
+    table = TEXT.split("\n## Writing one")[1].split("\n\n")[2]
+    named = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
+    hooks = [
+        name
+        for name in vars(Algorithm)
+        if not name.startswith(("_", "model_")) and name not in ("metrics", "idle_on_policy")
+    ]
+    assert named == hooks

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from progrpo.algorithms import group_relative_advantage, pass_at_k_advantage
+from progrpo.algorithms.advantage import group_relative_advantage
+from progrpo.algorithms.pass_at_k import pass_at_k_advantage
 
 NAN = float("nan")
 

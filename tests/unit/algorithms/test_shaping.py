@@ -6,13 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.rewards import get_soft_overlong_punishment
 
-from progrpo.algorithms import (
-    group_relative_advantage,
-    has_signal,
-    overlong_penalty,
-    unlikeliness_rewards,
-)
+from progrpo.algorithms.advantage import group_relative_advantage, has_signal
 from progrpo.algorithms.integers import floor_frac
+from progrpo.algorithms.shaping import overlong_penalty, unlikeliness_rewards
 
 NAN = float("nan")
 

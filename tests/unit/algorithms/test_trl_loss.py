@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from trl import GRPOTrainer
 
-from progrpo.algorithms import clip_cov_mask, token_covariance
+from progrpo.algorithms.covariance import clip_cov_mask, token_covariance
 
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0]])
 ADVANTAGES = torch.tensor([1.0, -2.0])

@@ -60,7 +60,9 @@ def test_another_protocol_is_an_alarm_on_top_of_everything(pair, tmp_path, key, 
     assert not [warning for warning in comparison.warnings if key in warning]  # said once
 
 
-@pytest.mark.parametrize(("key", "theirs"), [("dtype", "bfloat16"), ("engine", "vllm"), ("digest", "f" * 64)])
+@pytest.mark.parametrize(
+    ("key", "theirs"), [("dtype", "bfloat16"), ("engine", "vllm"), ("digest", "f" * 64), ("max_problems", 3)]
+)
 def test_other_arithmetic_is_no_other_protocol(pair, key, theirs):
     assert pair(protocol={key: theirs}).protocol_differences == ()
 

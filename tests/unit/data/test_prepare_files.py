@@ -90,8 +90,8 @@ def test_messages_system_prompt_and_numbers(tmp_path):
         ({"prompt": [{"role": "robot", "content": "p"}], "answer": "1"}, "prompt: each message must be"),
         ({"prompt": [{"role": "user", "content": ""}], "answer": "1"}, "prompt: is empty"),
         ({"prompt": [{"role": "assistant", "content": "p"}], "answer": "1"}, "prompt: the last message must be"),
-        ({"prompt": "p", "answer": "one\ntwo"}, "answer: no completion can match it"),
-        ({"prompt": "p", "answer": "Answer: 5"}, "answer: no completion can match it"),
+        ({"prompt": "p", "answer": "one\ntwo"}, "answer: is not an answer of the exact task"),
+        ({"prompt": "p", "answer": "Answer: 5"}, "answer: is not an answer of the exact task"),
         ({"prompt": "p", "answer": True}, "answer: must be a text, not bool"),
         ({"prompt": "p", "answer": ["1"]}, "answer: must be a text, not list"),
         ('{"prompt": "p", "answer": NaN}', "answer: must be a text, not float"),
@@ -219,7 +219,7 @@ def test_answers_their_verifier_cannot_read(tmp_path):
 def test_math_answers_the_verifier_cannot_read(tmp_path):
     rows = [*GOOD, {"prompt": "p", "answer": r"\frac{1}{2}"}, {"prompt": "q", "answer": "$"}]
     _, _, report = prepare(tmp_path, write(tmp_path / "a.jsonl", rows), task="math")
-    assert report["dropped"] == {"answer: math-verify cannot read it": 1}
+    assert report["dropped"] == {"answer: is not an answer of the math task": 1}
     assert report["rows_kept"] == 21
 
 

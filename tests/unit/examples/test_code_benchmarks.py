@@ -13,7 +13,7 @@ from progrpo.data.dataset import load_problems
 from progrpo.data.prepare import prepare_dataset
 from progrpo.errors import ConfigError, DataError
 from progrpo.evaluation.evaluate import evaluate
-from progrpo.rewards import VERIFIER_VERSIONS, code, verify_batch
+from progrpo.rewards import code, task_of, verify_batch
 from progrpo.training.train import train
 from progrpo_pipelines.packaging.presets import resolve
 
@@ -63,7 +63,7 @@ def test_from_rows_to_numbers(name: str, embedded_checkpoint: Path, tmp_path: Pa
     result = json.loads((tmp_path / "out/evaluation.json").read_text())
     assert result["metrics"]["eval/pass_at_1"]["value"] == 0  # it was made for other problems
     assert result["unscored"] == 0
-    assert result["protocol"]["verifier"] == {"code": VERIFIER_VERSIONS["code"]}
+    assert result["protocol"]["verifier"] == {"code": task_of("code").version}
 
 
 def test_nothing_is_sampled_where_programs_cannot_run(

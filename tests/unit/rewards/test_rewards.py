@@ -4,8 +4,9 @@ import threading
 import pytest
 
 from progrpo.errors import ConfigError
-from progrpo.rewards import VERIFIER_VERSIONS, Verdict, mathematics, verify, verify_batch
+from progrpo.rewards import BUILT_IN, Verdict, mathematics, task_of, verify, verify_batch
 
+SLOW = '{"type": "math", "timeout_s": 30}'
 HANGS = "9**9**9**9**9"  # sympy multiplies it out
 
 
@@ -30,22 +31,21 @@ def test_unknown_task():
 
 
 def test_versions_name_every_task():
-    assert set(VERIFIER_VERSIONS) == {"code", "countdown", "exact", "math"}
-    assert VERIFIER_VERSIONS["math"] == "math-verify 0.9.0"
+    assert set(BUILT_IN) == {"code", "countdown", "exact", "math"}
+    assert task_of("math").version == "math-verify 0.9.0"
 
 
 def test_math_and_plain_tasks_in_one_batch_keep_their_order():
     verdicts = verify_batch(
         [
-            ("math", r"\frac{1}{2}", "so it is $0.5$"),
+            (SLOW, r"\frac{1}{2}", "so it is $0.5$"),
             ("exact", "a", "A"),
-            ("math", "4", "The answer is 5."),
-            ("math", "2^(n-1)", "$2^{n-1}$"),
+            (SLOW, "4", "The answer is 5."),
+            (SLOW, "2^(n-1)", "$2^{n-1}$"),
             ("countdown", '{"numbers":[1,2],"target":3}', "2+1"),
-            ("math", r"\sqrt{2}", "no idea"),
-            ("math", r"{1, 2}", r"\boxed{\{2,1\}}"),
+            (SLOW, r"\sqrt{2}", "no idea"),
+            (SLOW, r"{1, 2}", r"\boxed{\{2,1\}}"),
         ],
-        timeout_s=30,
     )
     assert [verdict.correct for verdict in verdicts[:6]] == [True, True, False, True, True, False]
     assert all(verdict.scored for verdict in verdicts)
@@ -55,7 +55,7 @@ def test_math_and_plain_tasks_in_one_batch_keep_their_order():
 
 def test_right_math_answers_are_one_answer_however_written():
     completions = ["x=5", r"\boxed{5}", "$x=5$", "5.0", "so $\\frac{10}{2}$"]
-    verdicts = verify_batch([("math", "5", completion) for completion in completions], timeout_s=30)
+    verdicts = verify_batch([(SLOW, "5", completion) for completion in completions])
     assert verdicts == [Verdict(correct=True, answer="5")] * len(completions)
     assert verify("math", "5", "$6.0$") == Verdict(correct=False, answer="6.00000000000000")
 
@@ -70,7 +70,7 @@ def test_math_works_in_a_thread():
 
 def test_what_takes_too_long_is_unscored_and_the_rest_is_not(caplog):
     verify("math", "1", "1")  # the worker is warm: the limit below is for one question, not for the start
-    verdicts = verify_batch([("math", "1", HANGS), ("math", "1", "$1$")], timeout_s=3)
+    verdicts = verify_batch([('{"type": "math", "timeout_s": 3}', "1", text) for text in (HANGS, "$1$")])
     assert verdicts == [Verdict(correct=False, answer=None, scored=False), Verdict(correct=True, answer="1")]
     assert "1 of 2 math completions could not be verified" in caplog.text
 

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import GRPOTrainer
 
-from progrpo.algorithms import answer_confidence
+from progrpo.algorithms.confidence import answer_confidence
 from progrpo.checkpoints.loading import eos_token_ids, render_prompts
 from progrpo.config import GRPO, Arm, EntropyBonus, LossConfig, ProGRPO, TrainConfig
 from progrpo.data.dataset import load_problems

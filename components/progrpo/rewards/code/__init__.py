@@ -11,12 +11,14 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar, Literal
 
 from progrpo.errors import ConfigError
 from progrpo.rewards.code.cases import ProblemTests, parse_answer
 from progrpo.rewards.code.judge import passes
 from progrpo.rewards.code.program import normalised_program, python_blocks
 from progrpo.rewards.code.sandbox import Isolation, Sandbox, SandboxError, cannot_isolate, isolation
+from progrpo.rewards.task import Task
 from progrpo.rewards.verdict import UNSCORED, Verdict
 
 VERSION = "1"
@@ -30,6 +32,27 @@ NUM_WORKERS = max(1, _CORES // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 logger = logging.getLogger(__name__)
 _lock = threading.Lock()
 _probed: set[Isolation] = set()
+
+
+class Code(Task):
+    """The last Python block of a completion, run against the tests of its problem."""
+
+    type: Literal["code"] = "code"
+    version: ClassVar[str] = VERSION
+    answers: ClassVar[str] = "JSON: the tests, in one of three forms (progrpo.rewards.code.cases)"
+    json_answers: ClassVar[bool] = True
+
+    def verify_all(self, items: Sequence[tuple[str, str]]) -> list[Verdict]:
+        """Run every program once."""
+        return verify_all(items)
+
+    def check_answer(self, answer: str) -> None:
+        """It must have one of the three forms."""
+        parse_answer(answer)
+
+    def check_ready(self) -> None:
+        """There must be a sandbox here, or a server."""
+        check_ready()
 
 
 def verify_all(items: Sequence[tuple[str, str]]) -> list[Verdict]:
