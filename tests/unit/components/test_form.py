@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from progrpo.config import PIPELINES, ComparePipeline, CountdownSource, FileSource, ProGRPO, merge
 from progrpo.errors import ConfigError
-from progrpo_components.form import PATHS, arguments_of, defaults_of, fields_of, read_form
+from progrpo_components.form import ALGORITHMS, PATHS, arguments_of, defaults_of, fields_of, read_form
 from progrpo_pipelines.packaging.presets import (
     form_defaults,
     preset_names,
