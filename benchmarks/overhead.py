@@ -21,8 +21,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from progrpo.config import Arm, ComparePipeline
+from progrpo.config import Arm
 from progrpo.environment import library_versions
+from progrpo_components.settings import ComparePipeline
 from progrpo_pipelines.packaging.presets import resolve
 
 PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -40,20 +40,8 @@ class TrainingError(ProGRPOError, RuntimeError):
     """Training that cannot go on: non-finite loss, a failing reward, no memory."""
 
 
-class ClusterError(ProGRPOError, RuntimeError):
-    """A Kubernetes cluster that cannot be reached, refuses, or lacks what is needed."""
-
-
 class ComparisonError(ProGRPOError, ValueError):
     """Evaluations that may not be compared with each other."""
-
-
-class PipelineError(ProGRPOError, RuntimeError):
-    """A pipeline whose task failed; the message carries the task's own error."""
-
-
-class PromotionError(PipelineError):
-    """A candidate that the gate does not let pass, or that could not be registered."""
 
 
 def error_named(name: str, message: str) -> ProGRPOError | None:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from progrpo.comparison.checks import protocol_differences
 from progrpo.comparison.sources import Evaluation, read_evaluation
 from progrpo.config import ARM_NAME, START, CompareConfig
-from progrpo.errors import ComparisonError, ConfigError, PipelineError
+from progrpo.errors import ComparisonError, ConfigError
 from progrpo.manifest import MANIFEST_NAME, Manifest
 from progrpo_components import steps
+from progrpo_components.errors import PipelineError
 from progrpo_components.lineage import EVALUATION_PATH, TRAINING_PATH
 from progrpo_components.steps import Tracking
 from progrpo_components.tracking import describe_error

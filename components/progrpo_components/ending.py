@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from progrpo.errors import ClusterError
+from progrpo_components.errors import ClusterError
 from progrpo_components.tracking.runs import FoundRun
 
 logger = logging.getLogger(__name__)

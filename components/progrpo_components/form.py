@@ -19,8 +19,9 @@ from typing import Any
 
 from progrpo import rewards
 from progrpo.algorithms import registry as algorithms
-from progrpo.config import PIPELINES, PreparePipeline, merge, parse
+from progrpo.config import merge, parse
 from progrpo.errors import ConfigError
+from progrpo_components.settings import PIPELINES, PreparePipeline
 
 # Built in, whatever is installed here; another algorithm or task is named in ``overrides``, or in ``arms``.
 ALGORITHMS, _TASKS = tuple(algorithms.BUILT_IN), tuple(rewards.BUILT_IN)

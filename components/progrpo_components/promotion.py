@@ -8,9 +8,10 @@ from pathlib import Path
 
 from progrpo.comparison.result import GateResult, read_comparison
 from progrpo.comparison.tables import outcome_words
-from progrpo.errors import ConfigError, PromotionError
+from progrpo.errors import ConfigError
 from progrpo.manifest import Manifest, read_manifest, write_atomic, write_manifest
 from progrpo.storage import local_path
+from progrpo_components.errors import PromotionError
 from progrpo_components.registry import Registration, register
 from progrpo_components.tracking import SWITCH, Place, connect, describe_error
 

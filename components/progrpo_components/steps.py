@@ -27,13 +27,13 @@ from progrpo.config import (
     DatasetConfig,
     EvaluateConfig,
     TrainConfig,
-    TrainJobConfig,
     parse,
 )
 from progrpo.errors import ConfigError, ManifestError, StorageError
 from progrpo.manifest import MANIFEST_NAME, Kind, Manifest, read_manifest
 from progrpo.metrics import TRAIN_WALL_TIME
 from progrpo_components.reporting import reported
+from progrpo_components.settings import TrainJobConfig
 from progrpo_components.tracking.place import RUN_NAME_VARIABLE as RUN_NAME_VARIABLE
 from progrpo_components.tracking.place import Place, is_off, locate, summary_name
 from progrpo_components.tracking.server import RUN_ID_VARIABLE as RUN_ID_VARIABLE
@@ -100,7 +100,7 @@ def validate_inputs(
     """Check everything about a pipeline run that can be known before any of its work starts.
 
     Args:
-        pipeline: its name, one of :data:`progrpo.config.PIPELINES`.
+        pipeline: its name, one of :data:`progrpo_components.settings.PIPELINES`.
         form: what was submitted; see :mod:`progrpo_components.form`.
         preset: settings that the compiled package brings along.
         train_retries: how often the compiled package has a failed training tried again.
@@ -293,7 +293,7 @@ def launch_train(
     Args:
         run: a :class:`Run`.
         config: a :class:`progrpo.config.TrainConfig`; its ranks are those of all nodes.
-        trainjob: a :class:`progrpo.config.TrainJobConfig`.
+        trainjob: a :class:`progrpo_components.settings.TrainJobConfig`.
         dataset: dataset artifact, looked at before GPUs are asked for; the nodes take it by its URI.
         checkpoint: checkpoint artifact to start from, likewise.
         uris: of ``dataset``, ``checkpoint`` and the ``training`` run to be written.

@@ -9,19 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from progrpo.config import (
-    Arm,
+from progrpo.config import Arm, TrainConfig
+from progrpo.inputs import Checkpoint, Dataset, check_writable, look_at_checkpoint, look_at_dataset, measure_prompts
+from progrpo.training.preflight import Findings, check_adapters, check_memory, check_settings
+from progrpo_components.form import read_form
+from progrpo_components.settings import (
     ComparePipeline,
     EvaluatePipeline,
     PlacementConfig,
     PreparePipeline,
     TrainAndEvaluatePipeline,
-    TrainConfig,
     TrainJobConfig,
 )
-from progrpo.inputs import Checkpoint, Dataset, check_writable, look_at_checkpoint, look_at_dataset, measure_prompts
-from progrpo.training.preflight import Findings, check_adapters, check_memory, check_settings
-from progrpo_components.form import read_form
 from progrpo_components.trainjob.artifacts import plain_uri
 
 _GPU_PRODUCT = "nvidia.com/gpu.product"

@@ -13,8 +13,9 @@ from typing import Annotated, Literal
 import typer
 
 from progrpo import __version__
-from progrpo.config import PIPELINES
-from progrpo.errors import ConfigError, PipelineError, ProGRPOError
+from progrpo.errors import ConfigError, ProGRPOError
+from progrpo_components.errors import PipelineError
+from progrpo_components.settings import PIPELINES
 from progrpo_pipelines.commands import track
 from progrpo_pipelines.commands.catalogue import algorithms, tasks
 from progrpo_pipelines.commands.compare_runs import compare_runs

@@ -38,7 +38,7 @@ def test_the_roles_are_those_of_docs_trainjob():
 
 
 def test_the_runtime_is_the_launcher_s_default(monkeypatch):
-    from progrpo.config.trainjob import TrainJobConfig
+    from progrpo_components.settings.trainjob import TrainJobConfig
     from progrpo_components.trainjob.launcher import find_runtime
 
     config, release = TrainJobConfig(), render("progrpo", ALWAYS)

@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 
 from kfp_driver import FailedError, KilledError, TerminatedError
 from kubernetes_api import KubernetesApi, serve
-from progrpo.config import TrainJobConfig
+from progrpo_components.settings import TrainJobConfig
 from progrpo_components.trainjob.job import WorkerJob
 from progrpo_components.trainjob.spec import build_trainjob
 from s3 import s3_server  # noqa: F401 - a fixture

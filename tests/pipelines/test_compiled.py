@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from progrpo import __version__
-from progrpo.config import PIPELINES
 from progrpo_components.form import FIELDS
+from progrpo_components.settings import PIPELINES
 from progrpo_pipelines.packaging.compiling import compile_pipeline
 from progrpo_pipelines.packaging.placement import CONFIG_MAP, MLFLOW_SECRET, S3_SECRET
 from progrpo_pipelines.packaging.presets import form_defaults, preset_names, preset_parameters

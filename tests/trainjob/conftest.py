@@ -4,8 +4,8 @@ import pytest
 
 from charts.helm import render
 from kubernetes_api import KubernetesApi, at, serve
-from progrpo.config import TrainJobConfig
 from progrpo.manifest import write_manifest
+from progrpo_components.settings import TrainJobConfig
 from progrpo_components.trainjob import launcher
 from progrpo_components.trainjob.cluster import Cluster
 from progrpo_components.trainjob.job import WorkerJob

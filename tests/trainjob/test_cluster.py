@@ -7,7 +7,7 @@ import pytest
 from kubernetes.config import incluster_config
 
 from kubernetes_api import TOKEN, serve
-from progrpo.errors import ClusterError
+from progrpo_components.errors import ClusterError
 from progrpo_components.trainjob import cluster
 from progrpo_components.trainjob.cluster import Cluster
 

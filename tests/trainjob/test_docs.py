@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from kubernetes_api import NAMESPACE
-from progrpo.config import TrainJobConfig
+from progrpo_components.settings import TrainJobConfig
 from progrpo_components.trainjob.cluster import Cluster
 from progrpo_components.trainjob.reaper import reap, reap_runtimes
 from progrpo_components.trainjob.spec import Owner, build_trainjob

@@ -11,9 +11,10 @@ import time
 import pytest
 
 from kubernetes_api import Fault, at
-from progrpo.config import TrainJobConfig
-from progrpo.errors import CheckpointError, ClusterError, ConfigError, ManifestError, TrainingError
+from progrpo.errors import CheckpointError, ConfigError, ManifestError, TrainingError
 from progrpo.manifest import read_manifest
+from progrpo_components.errors import ClusterError
+from progrpo_components.settings import TrainJobConfig
 from progrpo_components.trainjob import launcher, status
 from progrpo_components.trainjob.job import termination_message
 from progrpo_components.trainjob.logs import LogFollower
@@ -427,7 +428,7 @@ def test_the_log_of_a_restarted_node_follows(api, launched, write_output, job, l
 
 LAUNCHER = """
 import sys
-from progrpo.config import TrainJobConfig
+from progrpo_components.settings import (TrainJobConfig)
 from progrpo_components.reporting import reported
 from progrpo_components.trainjob.job import read_worker_job
 from progrpo_components.trainjob.launcher import launch

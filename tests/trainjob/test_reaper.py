@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from kubernetes_api import Fault, at
-from progrpo.config import TrainJobConfig
+from progrpo_components.settings import TrainJobConfig
 from progrpo_components.trainjob.cluster import Cluster
 from progrpo_components.trainjob.reaper import reap, reap_runtimes
 from progrpo_components.trainjob.spec import HEARTBEAT, RUN_ID, Owner, build_trainjob

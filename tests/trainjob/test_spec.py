@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from progrpo.config import TrainJobConfig, parse
+from progrpo.config import parse
 from progrpo.errors import ConfigError, StorageError
 from progrpo_components import variables
+from progrpo_components.settings import TrainJobConfig
 from progrpo_components.trainjob.artifacts import plain_uri
 from progrpo_components.trainjob.job import (
     MAX_TERMINATION_BYTES,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from charts.helm import load_values, render, values_files
-from progrpo.config import TrainJobConfig
+from progrpo_components.settings import TrainJobConfig
 from progrpo_components.trainjob.spec import Owner, build_trainjob
 from webhooks import RULES, jobset_of, refused_jobset, refused_runtime, refused_trainjob
 

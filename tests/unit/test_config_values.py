@@ -3,8 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from progrpo.config import EvaluateConfig, EvaluatePipeline, PlacementConfig, TrainConfig, parse
+from progrpo.config import EvaluateConfig, TrainConfig, parse
 from progrpo.errors import ConfigError
+from progrpo_components.settings import EvaluatePipeline, PlacementConfig
 
 
 def test_no_k_at_all_is_refused():

@@ -9,10 +9,11 @@ from progrpo_pipelines.presets import arguments_of
 
 import plugins as package
 from progrpo import plugins
-from progrpo.config import ComparePipeline, FileSource, TrainAndEvaluatePipeline, parse
+from progrpo.config import FileSource, parse
 from progrpo.errors import ConfigError
 from progrpo.rewards import task_of, verify
 from progrpo_components.form import LITERALS, read_form
+from progrpo_components.settings import ComparePipeline, TrainAndEvaluatePipeline
 from progrpo_pipelines.cli import main
 
 RLOO = {"name": "rloo", "algorithm": {"type": "rloo"}}

@@ -23,17 +23,8 @@ from progrpo.config.engine import Engine, TransformersEngineConfig, VLLMEngineCo
 from progrpo.config.evaluation import AbilityConfig, CompareConfig, EvaluateConfig
 from progrpo.config.gate import LOWER_IS_BETTER, Better, GateConfig, GateRule, Keeps, KeepsAbility, NotWorse, Outcome
 from progrpo.config.merging import merge
-from progrpo.config.pipelines import (
-    PIPELINES,
-    ComparePipeline,
-    EvaluatePipeline,
-    PreparePipeline,
-    TrainAndEvaluatePipeline,
-)
-from progrpo.config.placement import PlacementConfig
 from progrpo.config.reading import parse
 from progrpo.config.training import CheckpointingConfig, DistributedConfig, HeldoutConfig, LoRAConfig, TrainConfig
-from progrpo.config.trainjob import TrainJobConfig
 from progrpo.settings import ARM_NAME, MAX_SEED, MIN_TEMPERATURE, START, Config
 
 __all__ = [
@@ -44,7 +35,6 @@ __all__ = [
     "LOWER_IS_BETTER",
     "MAX_SEED",
     "MIN_TEMPERATURE",
-    "PIPELINES",
     "START",
     "AbilityConfig",
     "AdaptiveEntropy",
@@ -54,7 +44,6 @@ __all__ = [
     "CheckpointingConfig",
     "ClipCov",
     "CompareConfig",
-    "ComparePipeline",
     "Config",
     "CountdownSource",
     "DatasetConfig",
@@ -64,7 +53,6 @@ __all__ = [
     "Engine",
     "EntropyBonus",
     "EvaluateConfig",
-    "EvaluatePipeline",
     "FileSource",
     "ForkingTokens",
     "GateConfig",
@@ -80,12 +68,8 @@ __all__ = [
     "Outcome",
     "OverlongPenalty",
     "PassK",
-    "PlacementConfig",
-    "PreparePipeline",
     "ProGRPO",
-    "TrainAndEvaluatePipeline",
     "TrainConfig",
-    "TrainJobConfig",
     "TransformersEngineConfig",
     "Unlikeliness",
     "VLLMEngineConfig",

@@ -38,7 +38,7 @@ def launch_train(
     Args:
         run: what is trained, {arm, seed}; an item of validate-inputs' list.
         config: progrpo.config.TrainConfig, the same for every arm; its ranks are those of all nodes.
-        trainjob: progrpo.config.TrainJobConfig, {num_nodes, queue, ...}.
+        trainjob: progrpo_components.settings.TrainJobConfig, {num_nodes, queue, ...}.
         experiment: MLflow experiment.
         run_id: of the pipeline run, which its MLflow runs are tagged with.
         run_name: of the pipeline run, which its MLflow run is called by.

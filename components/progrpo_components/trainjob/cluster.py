@@ -18,7 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from progrpo.errors import ClusterError, ConfigError
+from progrpo.errors import ConfigError
+from progrpo_components.errors import ClusterError
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient, ApiException  # type: ignore[import-untyped]

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 
-from progrpo.config import TrainJobConfig
-from progrpo.errors import ClusterError, ConfigError, ManifestError, ProGRPOError, StorageError, TrainingError
+from progrpo.errors import ConfigError, ManifestError, ProGRPOError, StorageError, TrainingError
 from progrpo.manifest import Manifest
+from progrpo_components.errors import ClusterError
+from progrpo_components.settings import TrainJobConfig
 from progrpo_components.trainjob import status
 from progrpo_components.trainjob.artifacts import published
 from progrpo_components.trainjob.cluster import Cluster, Json

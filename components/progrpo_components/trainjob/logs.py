@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from urllib3.exceptions import HTTPError
 
-from progrpo.errors import ClusterError
+from progrpo_components.errors import ClusterError
 from progrpo_components.trainjob.cluster import Cluster
 from progrpo_components.trainjob.job import NODE
 

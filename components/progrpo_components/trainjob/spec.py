@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, Protocol
 
-from progrpo.config import TrainJobConfig
 from progrpo.errors import ConfigError
 from progrpo_components import variables
+from progrpo_components.settings import TrainJobConfig
 from progrpo_components.tracking.server import PLUGIN_VARIABLE, plugin_config
 from progrpo_components.trainjob.cluster import GROUP, VERSION, Json
 from progrpo_components.trainjob.job import NODE, WorkerJob

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from progrpo.config import TrainJobConfig
 from progrpo.errors import ProGRPOError, TrainingError
+from progrpo_components.settings import TrainJobConfig
 from progrpo_components.trainjob.cluster import Json
 from progrpo_components.trainjob.job import NODE, error_of_termination
 

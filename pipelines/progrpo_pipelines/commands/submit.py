@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from progrpo.config import PIPELINES
 from progrpo.errors import ConfigError
+from progrpo_components.settings import PIPELINES
 
 if TYPE_CHECKING:
     from progrpo_pipelines.client.package import Package

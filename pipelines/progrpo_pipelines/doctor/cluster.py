@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from progrpo.errors import ClusterError, ConfigError
+from progrpo.errors import ConfigError
+from progrpo_components.errors import ClusterError
 from progrpo_pipelines.doctor.check import Check, failed
 
 if TYPE_CHECKING:

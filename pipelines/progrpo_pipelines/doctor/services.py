@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from progrpo.config import PIPELINES
 from progrpo.errors import ConfigError, StorageError
+from progrpo_components.settings import PIPELINES
 from progrpo_pipelines.client.connection import Connection
 from progrpo_pipelines.doctor.check import Check, failed, shown
 

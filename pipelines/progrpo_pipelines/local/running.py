@@ -18,13 +18,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from progrpo.config import FileSource, PreparePipeline
-from progrpo.errors import ConfigError, PipelineError, StorageError
+from progrpo.config import FileSource
+from progrpo.errors import ConfigError, StorageError
 from progrpo.manifest import write_atomic
 from progrpo.redaction import redact
 from progrpo.storage import localize, make_directory
 from progrpo_components import images
+from progrpo_components.errors import PipelineError
 from progrpo_components.reporting import PROGRESS_DIR
+from progrpo_components.settings import PreparePipeline
 from progrpo_components.steps import RUN_ID_VARIABLE, RUN_NAME_VARIABLE
 from progrpo_components.tracking import SWITCH
 from progrpo_components.tracking.server import server_uri

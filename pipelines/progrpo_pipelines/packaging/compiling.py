@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 
 from progrpo import __version__
-from progrpo.config import PIPELINES
 from progrpo.manifest import write_atomic
 from progrpo.storage import make_directory
 from progrpo_components.form import FIELDS
+from progrpo_components.settings import PIPELINES
 from progrpo_pipelines.extras import need
 from progrpo_pipelines.packaging.presets import form_defaults, preset_names, preset_parameters
 from progrpo_pipelines.packaging.target import Target

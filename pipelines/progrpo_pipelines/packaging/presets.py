@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from progrpo.config import PIPELINES, PreparePipeline, merge, parse
+from progrpo.config import merge, parse
 from progrpo.errors import ConfigError
 from progrpo_components.form import (
     PATHS,
@@ -27,6 +27,7 @@ from progrpo_components.form import (
     get_path,
     settings_of,
 )
+from progrpo_components.settings import PIPELINES, PreparePipeline
 
 _PRESETS = resources.files("progrpo_pipelines.packaging") / "presets"
 
@@ -79,7 +80,7 @@ def request(
     """Return what is asked for, once checked.
 
     Args:
-        pipeline: a name in :data:`progrpo.config.PIPELINES`.
+        pipeline: a name in :data:`progrpo_components.settings.PIPELINES`.
         preset: a name in :func:`preset_names`.
         params_file: YAML or JSON file with a mapping of parameters.
         settings: ``key=value`` texts; the key is a field of the form or a dotted path, the value is YAML.

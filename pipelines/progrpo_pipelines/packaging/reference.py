@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from progrpo.config import PIPELINES
 from progrpo.manifest import write_atomic
+from progrpo_components.settings import PIPELINES
 
 _TYPES = {
     "STRING": "string",

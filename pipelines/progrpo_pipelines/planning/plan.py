@@ -11,24 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from progrpo.checkpoints.architecture import Architecture, read_architecture
 from progrpo.checkpoints.peek import peek
-from progrpo.config import (
-    Arm,
-    ComparePipeline,
-    CountdownSource,
-    EvaluateConfig,
-    EvaluatePipeline,
-    FileSource,
-    PreparePipeline,
-    TrainAndEvaluatePipeline,
-    TrainConfig,
-    method_of,
-)
+from progrpo.config import Arm, CountdownSource, EvaluateConfig, FileSource, TrainConfig, method_of
 from progrpo.errors import ConfigError, StorageError
 from progrpo.inputs import Prompts, measure_prompts
 from progrpo.training.advice import readable_size
 from progrpo.training.devices import gpu_bytes, host_bytes
 from progrpo.training.estimate import FLOAT32, OPTIMIZER_BYTES, estimate_evaluation, num_adapter_parameters
 from progrpo.training.preflight import Findings, check_adapters, check_memory, check_settings
+from progrpo_components.settings import ComparePipeline, EvaluatePipeline, PreparePipeline, TrainAndEvaluatePipeline
 
 if TYPE_CHECKING:
     from progrpo.data.dataset import Problem

@@ -3,9 +3,10 @@
 import pytest
 import yaml
 
-from progrpo.config import GRPO, PIPELINES, FileSource, ProGRPO, merge
+from progrpo.config import GRPO, FileSource, ProGRPO, merge
 from progrpo.errors import ConfigError
 from progrpo.training.preflight import Findings, check_settings
+from progrpo_components.settings import PIPELINES
 from progrpo_pipelines.packaging.presets import preset_names, required_fields, resolve
 
 OWN_INPUTS = ["checkpoint.uri=/models/mine", "dataset.source.train_uri=t.jsonl", "dataset.source.eval_uri=e.jsonl"]

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 
 from progrpo.comparison.compare import compare
 from progrpo.comparison.result import Comparison, read_comparison
-from progrpo.config import AbilityConfig, CompareConfig, ComparePipeline, parse
+from progrpo.config import AbilityConfig, CompareConfig, parse
 from progrpo.errors import ComparisonError, ConfigError
 from progrpo.evaluation.ability import ABILITY
 from progrpo.manifest import write_manifest
+from progrpo_components.settings import ComparePipeline
 
 NUM = 400
 BEFORE = np.arange(NUM) < 0.6 * NUM  # accuracy 0.6

@@ -8,11 +8,12 @@ import pytest
 from progrpo.comparison.compare import compare
 from progrpo.comparison.gate import _side
 from progrpo.comparison.result import read_comparison
-from progrpo.config import CompareConfig, ComparePipeline, parse
+from progrpo.config import CompareConfig, parse
 from progrpo.errors import ComparisonError, ConfigError
 from progrpo.evaluation.bootstrap import bootstrap_difference
 from progrpo.evaluation.resampling import Interval
 from progrpo.manifest import read_manifest
+from progrpo_components.settings import ComparePipeline
 
 NOT_WORSE = {"metric": "eval/pass_at_1", "against": "grpo", "relation": "not_worse", "margin": 0.01}
 BETTER = {"metric": "eval/pass_at_4", "against": "grpo", "relation": "better"}

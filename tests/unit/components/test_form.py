@@ -5,9 +5,10 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from progrpo.config import PIPELINES, ComparePipeline, CountdownSource, FileSource, ProGRPO, merge
+from progrpo.config import CountdownSource, FileSource, ProGRPO, merge
 from progrpo.errors import ConfigError
 from progrpo_components.form import ALGORITHMS, PATHS, arguments_of, defaults_of, fields_of, read_form
+from progrpo_components.settings import PIPELINES, ComparePipeline
 from progrpo_pipelines.packaging.presets import (
     form_defaults,
     preset_names,

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from progrpo.comparison.result import GateResult
-from progrpo.errors import ConfigError, PromotionError
+from progrpo.errors import ConfigError
 from progrpo.manifest import read_manifest, write_manifest
+from progrpo_components.errors import PromotionError
 from progrpo_components.promotion import finish, register_candidate
 from progrpo_components.tracking import connect, locate
 

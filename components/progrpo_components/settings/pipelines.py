@@ -12,10 +12,10 @@ from progrpo.config.algorithms import Arm
 from progrpo.config.data import CheckpointConfig, DatasetConfig
 from progrpo.config.evaluation import CompareConfig, EvaluateConfig
 from progrpo.config.gate import KeepsAbility
-from progrpo.config.placement import PlacementConfig
 from progrpo.config.training import TrainConfig
-from progrpo.config.trainjob import TrainJobConfig
 from progrpo.settings import MAX_SEED, START, Config
+from progrpo_components.settings.placement import PlacementConfig
+from progrpo_components.settings.trainjob import TrainJobConfig
 
 _TRAINJOB = "how several nodes train, in packages of preset multi-node; absent: the pod of the step trains"
 
