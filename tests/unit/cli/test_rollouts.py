@@ -8,7 +8,7 @@ import pytest
 
 from progrpo.training.recorder import write_rollouts
 from progrpo_pipelines.cli import main
-from progrpo_pipelines.rollouts import cut, visible
+from progrpo_pipelines.local.rollouts import cut, visible
 
 NAN = float("nan")
 
