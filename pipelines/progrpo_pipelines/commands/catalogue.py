@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import typer
 
-from progrpo.settings import Config
+if TYPE_CHECKING:
+    from progrpo.settings import Config
+
 
 _INDENT, _WIDTH = " " * 4, 120
 
@@ -36,6 +39,7 @@ def tasks() -> None:
 def _lines(models: Mapping[str, type[Config]], group: str, notes: Mapping[str, str] | None = None) -> Iterator[str]:
     from progrpo.algorithms import Algorithm
     from progrpo.plugins import offered, package_of
+    from progrpo.settings import Config
 
     packages = {point.name: f" [{package_of(point)}]" for point in offered(group)}
     for name, model in models.items():

@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from progrpo.errors import ConfigError
-from progrpo_components.settings import PIPELINES
 from progrpo_pipelines.commands.options import (
     PresetOption,
 )
+from progrpo_pipelines.pipelines import NAMES
 
 
 def compile_(
@@ -48,7 +48,7 @@ def compile_(
     if every and preset is not None:
         raise ConfigError("--all compiles every preset; give --preset with the name of a pipeline.")
     if pipeline is not None:
-        check_name("pipeline", pipeline, PIPELINES)
+        check_name("pipeline", pipeline, NAMES)
     if registry is not None:
         os.environ["PROGRPO_IMAGE_REGISTRY"] = registry  # progrpo_components.images reads it when imported
     from progrpo_pipelines.packaging.compiling import compile_all, compile_pipeline

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from progrpo_components.settings import PIPELINES
+from progrpo_pipelines.pipelines import NAMES
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -20,4 +20,4 @@ SetOption = Annotated[
 ]
 ParamsFileOption = Annotated[Path | None, typer.Option(help="YAML or JSON file with parameters.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-PipelineArgument = Annotated[str, typer.Argument(metavar="PIPELINE", help=f"One of {', '.join(sorted(PIPELINES))}.")]
+PipelineArgument = Annotated[str, typer.Argument(metavar="PIPELINE", help=f"One of {', '.join(NAMES)}.")]

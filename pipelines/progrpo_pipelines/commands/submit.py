@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from progrpo.errors import ConfigError
-from progrpo_components.settings import PIPELINES
+from progrpo_pipelines.pipelines import NAMES
 
 if TYPE_CHECKING:
     from progrpo_pipelines.client.package import Package
@@ -60,9 +60,7 @@ class OnTimeout(StrEnum):
 
 
 def submit(
-    target: Annotated[
-        str, typer.Argument(metavar="PIPELINE|FILE", help=f"{', '.join(sorted(PIPELINES))}, or a compiled package.")
-    ],
+    target: Annotated[str, typer.Argument(metavar="PIPELINE|FILE", help=f"{', '.join(NAMES)}, or a compiled package.")],
     experiment: Annotated[str, typer.Option("--experiment", "-e", help="KFP experiment; made if there is none.")],
     run_name: Annotated[str | None, typer.Option("--run-name", "-r", help="Default: PIPELINE-TIME-RANDOM.")] = None,
     preset: Annotated[
@@ -207,7 +205,7 @@ def _read(
     from progrpo_pipelines.client.package import load_package
 
     path = Path(target)
-    if target not in PIPELINES and (path.suffix or len(path.parts) > 1 or path.is_file()):
+    if target not in NAMES and (path.suffix or len(path.parts) > 1 or path.is_file()):
         if preset is not None:
             raise ConfigError("--preset belongs to the name of a pipeline; a package has its defaults compiled in.")
         if compiling:
@@ -222,7 +220,7 @@ def _read(
     from progrpo_pipelines.packaging.presets import check_name, request
     from progrpo_pipelines.packaging.target import Target
 
-    check_name("pipeline", target, PIPELINES)
+    check_name("pipeline", target, NAMES)
     asked = request(target, preset=preset, params_file=params_file, settings=settings)
     with tempfile.TemporaryDirectory(prefix="progrpo-submit-") as directory:
         package = load_package(compile_pipeline(target, Path(directory), preset=preset, target=Target(**compiling)))
