@@ -239,32 +239,6 @@ def _new_client() -> Any:
     )
 
 
-def _is_object(client: Any, bucket: str, key: str) -> bool:
-    from botocore.exceptions import ClientError
-
-    try:
-        client.head_object(Bucket=bucket, Key=key)
-    except ClientError as error:
-        if error.response.get("Error", {}).get("Code") in ("404", "NoSuchKey", "NotFound"):
-            return False
-        raise
-    return True
-
-
-def _download_prefix(client: Any, uri: str, bucket: str, key: str, directory: Path) -> None:
-    prefix = f"{key.rstrip('/')}/" if key.strip("/") else ""
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
-    names = [name for name in (found.removeprefix(prefix) for found in keys) if name and not name.endswith("/")]
-    if not names:
-        raise StorageError(f"{uri!r}: bucket {bucket!r} has neither an object nor a prefix {key!r}. Check the key.")
-    for name in names:
-        check_file_name(uri, name)
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        client.download_file(bucket, prefix + name, str(path))
-
-
 def is_file_name(name: str) -> bool:
     """Whether a name is a relative path that stays in its directory."""
     return not ("\\" in name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")))
