@@ -39,7 +39,7 @@ def rollouts(
     from rich.console import Console
     from rich.table import Table
 
-    from progrpo_pipelines.planning.rollouts import View, show
+    from progrpo_pipelines.local.rollouts import View, show
 
     if as_json and as_csv:
         raise ConfigError("give --json or --csv, not both.")
