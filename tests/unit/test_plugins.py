@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from progrpo_pipelines.presets import arguments_of
 
 import plugins as package
 from progrpo import plugins
@@ -14,7 +15,6 @@ from progrpo.rewards import task_of, verify
 from progrpo_components.form import LITERALS, read_form
 from progrpo_components.settings import ComparePipeline, TrainAndEvaluatePipeline
 from progrpo_pipelines.cli import main
-from progrpo_pipelines.packaging.presets import arguments_of
 
 RLOO = {"name": "rloo", "algorithm": {"type": "rloo"}}
 NEAR = '{"type": "within", "tolerance": 0.1}'
