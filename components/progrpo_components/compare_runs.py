@@ -16,9 +16,9 @@ from progrpo.errors import ComparisonError, ConfigError
 from progrpo.manifest import MANIFEST_NAME, Manifest
 from progrpo_components import steps
 from progrpo_components.errors import PipelineError
-from progrpo_components.lineage import EVALUATION_PATH, TRAINING_PATH
 from progrpo_components.steps import Tracking
 from progrpo_components.tracking import describe_error
+from progrpo_components.tracking.lineage import EVALUATION_PATH, TRAINING_PATH
 from progrpo_components.tracking.server import server_uri
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from pathlib import Path
 from progrpo.errors import CheckpointError, ConfigError, ManifestError, ProGRPOError, StorageError
 from progrpo.manifest import MANIFEST_NAME, read_manifest
 from progrpo.storage import finished_directory, localize
-from progrpo_components.lineage import CHECKPOINT_TAG
 from progrpo_components.tracking import describe_error
+from progrpo_components.tracking.lineage import CHECKPOINT_TAG
 from progrpo_components.tracking.server import server_uri
 
 logger = logging.getLogger(__name__)

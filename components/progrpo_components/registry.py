@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from progrpo.comparison.result import GateResult
 from progrpo.storage import local_path, s3_uri
-from progrpo_components.lineage import CHECKPOINT_TAG, find_model
+from progrpo_components.tracking.lineage import CHECKPOINT_TAG, find_model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

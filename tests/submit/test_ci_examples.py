@@ -133,6 +133,13 @@ def test_no_input_is_written_into_a_script():
     assert used == set(ACTION["inputs"])
 
 
+def test_action_installs_what_submit_needs():
+    """A target may be a pipeline's name, which is compiled on the spot."""
+    (install,) = [step["run"] for step in ACTION["runs"]["steps"] if "pip" in step["run"]]
+    (extra,) = re.findall(r"GITHUB_ACTION_PATH/\.\./\.\./\.\.\[(\w+)\]", install)
+    assert extra == "compile"
+
+
 def test_workflow_uses_the_action_as_it_is():
     workflow = yaml.safe_load((CI / "github" / "workflow.yml").read_text())
     steps = workflow["jobs"]["compare"]["steps"]

@@ -8,6 +8,7 @@ stays in the spool, and ``progrpo track sync`` delivers it later; nothing arrive
     spool     the file between the step and the sender
     tracker   what a step holds
     delivery  from a spool to a server, once
+    lineage   what of an artifact people read there: completions, files, the model
     sender    the process that delivers while a step runs
     runs      finding, making and ending runs on a server
     sync      delivering what was left

@@ -257,7 +257,7 @@ class Delivery:
                     _upload(client, run_id, root, target)
             case {"record": kind, "of": path, "inside": inside}:
                 if (root := self._find(path, inside)) is not None:
-                    from progrpo_components import lineage
+                    from progrpo_components.tracking import lineage
 
                     log = lineage.log_training if kind == "training" else lineage.log_evaluation
                     log(client, run_id, root)

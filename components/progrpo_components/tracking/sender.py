@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     import mlflow.models
     import mlflow.types.llm  # noqa: F401
 
-    from progrpo_components import lineage  # noqa: F401
+    from progrpo_components.tracking import lineage  # noqa: F401
 
     gc.freeze()
     gc.enable()

@@ -9,7 +9,7 @@ The step and its sender both append, each line by one write, so that a kill leav
     {"config": NAME, "values": {...}}                       an artifact, config/NAME.json
     {"datasets": [{...}]}                                   inputs
     {"artifacts": PATH, "inside": PATH, "to": PATH}         a file or directory
-    {"record": KIND, "of": PATH, "inside": PATH}            what progrpo_components.lineage makes of an artifact
+    {"record": KIND, "of": PATH, "inside": PATH}            what lineage.py makes of an artifact
     {"summaries": [{...}]}                                  the summary runs of a comparison
     {"end": STATUS, "time": MS}
 

@@ -144,7 +144,7 @@ class Tracker:
         self._write({"artifacts": str(path.absolute()), "inside": self._inside(path), "to": artifact_path}, "artifacts")
 
     def log_record(self, kind: Literal["training", "evaluation"], directory: Path) -> None:
-        """Log what people read of an artifact: :mod:`progrpo_components.lineage`. It must stay, likewise."""
+        """Log what people read of an artifact: :mod:`progrpo_components.tracking.lineage`. It must stay, likewise."""
         self._write({"record": kind, "of": str(directory.absolute()), "inside": self._inside(directory)}, "record")
 
     def log_summaries(self, summaries: Sequence[Mapping[str, Any]]) -> None:

@@ -10,6 +10,7 @@ from progrpo.errors import ProGRPOError
 from progrpo.storage import s3_client, split_s3_uri
 from progrpo_pipelines.client.api import Notify
 from progrpo_pipelines.client.package import Package
+from progrpo_pipelines.extras import explain
 
 SUMMARY = "summary"
 """Name of the Markdown artifacts that say what a run came to; other cards are for the UI."""
@@ -64,6 +65,8 @@ def _read(
                     end = {"Range": f"bytes=-{_MAX_BYTES}"} if item["Size"] > _MAX_BYTES else {}
                     body = client.get_object(Bucket=bucket, Key=item["Key"], **end)["Body"].read()
                     texts.append((item["LastModified"], body.decode("utf-8", "replace")))
+    except ModuleNotFoundError as error:
+        notify(f"the run's own {artifact} is left out: {explain(error) or error}")
     except ProGRPOError as error:
         notify(f"the run's own {artifact} is left out: {error}")
     return [text for _, text in sorted(texts, key=lambda text: text[0], reverse=True)]

@@ -11,8 +11,9 @@ from progrpo.comparison.result import read_comparison
 from progrpo.config import CompareConfig, EvaluateConfig
 from progrpo.errors import ComparisonError, ConfigError
 from progrpo.metrics import PASS_AT_CURVE
-from progrpo_components import compare_runs, lineage, steps
+from progrpo_components import compare_runs, steps
 from progrpo_components.steps import Tracking
+from progrpo_components.tracking import lineage
 
 TRAIN = {"steps": 2, "prompts_per_step": 4, "group_size": 4, "max_prompt_tokens": 64, "max_completion_tokens": 8}
 TRAIN |= {"log_rollouts_every": 1, "device": "cpu"}
