@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from progrpo_pipelines.packaging.compiling import compile_all
-from progrpo_pipelines.packaging.target import BACKENDS, Target
+from progrpo_pipelines.packaging.target import BACKENDS
+from shared import made_once
 
 SDKS = {"2.15": "2.15.2", "2.16": "2.16.1", "2.17": "2.17.0"}
 LOADER = Path(__file__).parents[1] / "kfp_sdks" / "load.py"
@@ -30,9 +30,26 @@ def _wanted(require_all):
 
 
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("packages")
-    return {backend: compile_all(folder / backend, Target(backend=backend)) for backend in BACKENDS}
+def packages():
+    """Paths of every package for each backend.
+
+    By processes of their own: kfp asks for the call stack at every setting of a task, which takes minutes in a process
+    that has imported as much as one of pytest.
+    """
+
+    def compile_all(folder):
+        for backend in BACKENDS:
+            command = [sys.executable, "-m", "progrpo_pipelines.cli", "compile", "--all", "--backend", backend]
+            subprocess.run([*command, "--output", str(folder / backend)], check=True, capture_output=True, timeout=300)
+        return {backend: sorted(map(str, (folder / backend).iterdir())) for backend in BACKENDS}
+
+    return made_once("kfp-packages", compile_all)
+
+
+@pytest.fixture(scope="module")
+def sdks():
+    """The Python of each backend's SDK."""
+    return made_once("kfp-sdks", lambda folder: {backend: str(python_of(SDKS[backend])) for backend in BACKENDS})
 
 
 def python_of(version):
@@ -53,25 +70,25 @@ def python_of(version):
     return python
 
 
-def problems(version, paths):
+def problems(python, paths):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [str(python_of(version)), str(LOADER), *map(str, paths)]
+    command = [python, str(LOADER), *map(str, paths)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     return {Path(path).name: problem for path, problem in json.loads(done.stdout.splitlines()[-1]).items()}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_every_package_for_a_backend_is_taken_by_its_sdk(packages, backend):
-    found = problems(SDKS[backend], packages[backend])
+def test_every_package_for_a_backend_is_taken_by_its_sdk(packages, sdks, backend):
+    found = problems(sdks[backend], packages[backend])
     assert len(found) == len(packages[backend])
     assert found == dict.fromkeys(found, "")
 
 
 @pytest.mark.parametrize(("backend", "field"), [("2.15", "literals"), ("2.16", "activeDeadlineSeconds")])
-def test_a_package_for_a_newer_backend_is_refused(packages, backend, field):
+def test_a_package_for_a_newer_backend_is_refused(packages, sdks, backend, field):
     """Else the test above could not fail."""
     newer = BACKENDS[BACKENDS.index(backend) + 1]
-    for problem in problems(SDKS[backend], packages[newer][:1]).values():
+    for problem in problems(sdks[backend], packages[newer][:1]).values():
         assert "ParseError" in problem
         assert field in problem
