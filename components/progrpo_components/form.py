@@ -29,6 +29,7 @@ ALGORITHMS, _TASKS = tuple(algorithms.BUILT_IN), tuple(rewards.BUILT_IN)
 _EVERY = ("compare", "evaluate", "prepare", "train-and-evaluate")
 _RUNS = ("compare", "evaluate", "train-and-evaluate")
 _TRAINS = ("compare", "train-and-evaluate")
+_NULL = "null"
 _EXAMPLE = '{"train": {"group_size": 8}}'
 
 
@@ -235,7 +236,7 @@ def read_form(pipeline: str, form: Mapping[str, Any], preset: Mapping[str, Any])
     if "experiment" in known and "experiment" in overrides:
         raise ConfigError("overrides.experiment: that is the parameter experiment; give it there.")
     fields = {name: value for name, value in form.items() if name != "overrides" and value != ""}
-    base, over = merge(defaults_of(pipeline), preset), settings_of(overrides)
+    base, over = merge(defaults_of(pipeline), preset), settings_of(_with_nulls(overrides))
     _check_dataset(fields, merge(base, over))
     values = merge(merge(base, settings_of(fields)), over)
     return parse(PIPELINES[pipeline], values, source=f"parameters of the {pipeline} pipeline")
@@ -268,7 +269,25 @@ def arguments_of(pipeline: str, given: Mapping[str, Any], settings: Mapping[str,
         form["dataset_task"] = form_of(pipeline, settings)["dataset_task"]
     if any(name in form for name in _DATASET) and get_path(rest, "dataset.source.type") == "file":
         rest = _without(rest, "dataset.source.type")  # which the fields say, too
-    return {**form, "overrides": rest}
+    return {**form, "overrides": _without_nulls(rest)}
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a value of ``overrides`` for KFP, which knows no null: the text ``null`` takes a setting away."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return _NULL if value is None else value
+
+
+def _with_nulls(value: Any) -> Any:
+    """Return what :func:`_without_nulls` was given."""
+    if isinstance(value, Mapping):
+        return {key: _with_nulls(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_nulls(item) for item in value]
+    return None if value == _NULL else value
 
 
 def _check_dataset(fields: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

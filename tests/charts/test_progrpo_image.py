@@ -44,7 +44,8 @@ def docker(docker_engine, images, release, tmp_path):  # noqa: F811
             folder.chmod(0o1777)
             found += ["--volume", f"{folder}:{mount['mountPath']}"]
         for variable in container["env"]:
-            found += ["--env", f"{variable['name']}={variable['value']}"]
+            if "value" in variable:  # the others are of a config map and secrets, all of them optional
+                found += ["--env", f"{variable['name']}={variable['value']}"]
         return [*found, images["progrpo-cpu"], *container["command"]]
 
     return docker_engine.docker, arguments

@@ -76,7 +76,7 @@ def test_a_users_mistake_in_the_data_is_the_message(python, tmp_path):
 def test_a_fault_that_is_not_the_users_is_exit_code_1(python, tmp_path):
     blocker = tmp_path / "run" / "artifacts"
     command = [*COMMAND, "evaluate", "--preset", "smoke", "--output", str(tmp_path / "run")]
-    code = "import sys, pathlib; from progrpo_pipelines import local\n"
+    code = "import sys, pathlib; from progrpo_pipelines.local import running as local\n"
     code += (
         f"original = local._environment\ndef broken(directory):\n    pathlib.Path({str(blocker)!r}).write_text('')\n"
     )

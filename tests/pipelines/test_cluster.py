@@ -214,4 +214,4 @@ def test_in_a_run_of_kubeflows_plugin_what_failed_is_named(cluster, monkeypatch)
     cluster.play("compare-smoke", {"seeds": [0]})
     assert rows_of(cluster.card) == ("# compare: failed", {"failed": "progrpo seed 0"})
     assert cluster.mlflow()["plugin"] == "RUNNING"  # Kubeflow ends it
-    assert [name for name, status in cluster.mlflow().items() if status == "FAILED"] == ["train-progrpo-seed0"]
+    assert [name for name, status in cluster.mlflow().items() if status == "FAILED"] == ["progrpo-seed0"]

@@ -113,7 +113,7 @@ def test_cancelled_action_ends_the_run(recorder, action, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 4, err
-    assert [run["state"] for run in recorder.runs.values()] == ["CANCELED"]
+    assert [run["state"] for run in recorder.runs.values()] == ["CANCELING"]
     assert outputs(tmp_path)["verdict"] == "cancelled"
 
 

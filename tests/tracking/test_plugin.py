@@ -113,7 +113,7 @@ def test_with_nothing_handed_out_the_run_of_the_pipeline_is_the_plugins(on, pipe
     assert (run.info.run_name, run.info.status) == ("kfp run", "RUNNING")  # the plugin ends what it made
     assert run.data.metrics == {"compare/grpo/pass_at_1": 0.5}
     assert run.data.tags["progrpo.pipeline_run_id"] == pipeline_run
-    assert close_runs(experiment="tracking", pipeline_run_id=pipeline_run, status="FAILED") == []
+    assert close_runs(runs_of_pipeline(experiment="tracking", pipeline_run_id=pipeline_run), "failed") == []
     assert client.get_run(parent).info.status == "RUNNING"
 
 
@@ -131,7 +131,7 @@ def test_on_a_server_without_the_plugins_runs_all_are_ours(on, pipeline_run, mon
         "grpo-seed0": "FINISHED",
         pipeline_run: "FINISHED",
     }
-    assert close_runs(experiment="tracking", pipeline_run_id=pipeline_run, status="FAILED") == []
+    assert close_runs(runs_of_pipeline(experiment="tracking", pipeline_run_id=pipeline_run), "succeeded") == []
 
 
 @pytest.mark.usefixtures("_no_sender")

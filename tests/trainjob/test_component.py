@@ -131,7 +131,11 @@ def test_the_training_run_stays_under_the_root_that_kubeflow_gave(
 
     api.script = [train]
     training = dsl.Model(name="training", uri=uri, metadata={})
-    values = {"run": {"arm": {"name": "progrpo", "algorithm": {"type": "progrpo"}}, "seed": 3.0}, "run_id": "run-1"}
+    values = {
+        "run": {"arm": {"name": "progrpo", "algorithm": {"type": "progrpo"}}, "seed": 3.0},
+        "run_id": "run-1",
+        "run_name": "run",
+    }
     values |= {"config": {"device": "cpu", "distributed": {"num_processes": 16.0}}, "trainjob": {"num_nodes": 2.0}}
     for name, path, kind in (("dataset", tiny_dataset, dsl.Dataset), ("checkpoint", embedded_checkpoint, dsl.Model)):
         values[name] = kind(name=name, uri=f"{root}/{name}", metadata={})

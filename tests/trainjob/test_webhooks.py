@@ -123,7 +123,7 @@ WRONG = {
             lambda t: t["spec"]["trainer"].update(image="a" * 501),
             lambda t: t["spec"]["trainer"].update(env=MANY),
             lambda t: t["spec"]["trainer"].update(args=["a" * 1048577]),
-            lambda t: t["spec"]["trainer"]["env"].append({"name": "AWS_REGION", "value": "x"}),
+            lambda t: t["spec"]["trainer"]["env"].append(dict(t["spec"]["trainer"]["env"][0])),
         ],
         "numbers": [
             lambda t: t["spec"]["trainer"].update(numNodes=2.0),

@@ -64,7 +64,7 @@ def test_the_component_does_nothing_without_a_gate_and_says_so(compared, tmp_pat
     comparison = dsl.Artifact(name="comparison", uri=str(compared(None)[0]), metadata={})
     promotion = dsl.Artifact(name="promotion", uri=str(tmp_path / "promotion"), metadata={})
     card = dsl.Markdown(name="card", uri=str(tmp_path / "card.md"), metadata={})
-    given = {"training_uri": "", "experiment": "e", "run_id": "r", "comparison": comparison}
+    given = {"training_uri": "", "experiment": "e", "run_id": "r", "run_name": "r", "comparison": comparison}
     promote.python_func(**given, promotion=promotion, card=card)
     assert "has no gate (`comparison.gate`), so nothing is promoted" in (tmp_path / "card.md").read_text()
     assert not (tmp_path / "promotion").exists()

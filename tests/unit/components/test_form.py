@@ -121,7 +121,8 @@ def test_any_settings_survive_the_form_and_its_floats(values, preset):
 
 
 def as_kfp_hands_over(value):
-    """Integers inside structs and lists are floats."""
+    """Integers inside structs and lists are floats, and there is no null (kfp 2.17.0, to_protobuf_value)."""
+    assert value is not None
     if isinstance(value, dict):
         return {key: as_kfp_hands_over(item) for key, item in value.items()}
     if isinstance(value, list):
